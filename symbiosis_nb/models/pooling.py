@@ -6,14 +6,14 @@
 __all__ = ['AFTER', 'AttributeModel', 'fit_masks', 'AvgPool', 'SPPNet', 'region_vectors', 'SSP', 'SSPNet', 'landmark_masks',
            'BBoxNet', 'NaiveNet']
 
-# %% ../../nbs/12_models.pooling.ipynb #b12bbc45
+# %% ../../nbs/12_models.pooling.ipynb #b3550824
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Backbone
 
-# %% ../../nbs/12_models.pooling.ipynb #a0acb648
+# %% ../../nbs/12_models.pooling.ipynb #73197a3d
 class AttributeModel(nn.Module):
     "A trunk and what follows it; `forward(x, *extras) -> (B, NA) logits`"
     def __init__(self,
@@ -43,7 +43,7 @@ def fit_masks(
     "Masks at the resolution of a map, by adaptive average pooling: sums over regions stay (symbiosis, 2.2; the paper is silent)"
     return masks if masks.shape[-2:] == tuple(size) else F.adaptive_avg_pool2d(masks, size)
 
-# %% ../../nbs/12_models.pooling.ipynb #ee69f991
+# %% ../../nbs/12_models.pooling.ipynb #f071bb2c
 class AvgPool(AttributeModel):
     "Global average pooling and one linear layer (symbiosis, rows Avg. Pooling and Inception-V3: baseline)"
     def __init__(self,
@@ -71,7 +71,7 @@ class SPPNet(AttributeModel):
         x = self.backbone(x)
         return self.head(torch.cat([F.adaptive_avg_pool2d(x, n).flatten(1) for n in self.levels], 1))
 
-# %% ../../nbs/12_models.pooling.ipynb #88ea8ceb
+# %% ../../nbs/12_models.pooling.ipynb #2149f694
 def region_vectors(
     features: Tensor,       # (B,C,H,W)
     masks: Tensor,          # (B,S,H,W)
@@ -79,12 +79,13 @@ def region_vectors(
     eps: float = 1e-6,      # added to the sum of a mask
 ) -> Tensor:                # (B,S,C)
     "Average of a map within soft regions, as one batched matrix product (symbiosis, 2.3, steps 1 and 2)"
-    sums = masks.to(features.dtype).flatten(2) @ features.flatten(2).transpose(1, 2)
+    x, s = features.flatten(2), masks.to(features.dtype).flatten(2)
+    sums = (x @ s.mT).mT if features.is_contiguous() else s @ x.mT   # same product; the order that suits the map's memory layout
     if norm == "area": return sums / masks[0, 0].numel()
     if norm == "mask": return sums / (masks.sum((2, 3), dtype=torch.float32)[..., None] + eps).to(sums.dtype)
     raise ValueError(f"norm is 'area' or 'mask', not {norm!r}")
 
-# %% ../../nbs/12_models.pooling.ipynb #e7d118b5
+# %% ../../nbs/12_models.pooling.ipynb #4a6ec325
 class _L2(nn.Module):
     "Vectors of length sqrt(C)"
     def forward(self, v): return F.normalize(v, dim=-1) * v.shape[-1] ** 0.5
@@ -120,7 +121,7 @@ class SSP(nn.Module):
         R, a = self.branches(features, masks)
         return (a * R).sum(1)
 
-# %% ../../nbs/12_models.pooling.ipynb #e29e53e5
+# %% ../../nbs/12_models.pooling.ipynb #8267f72e
 class SSPNet(AttributeModel):
     "A trunk with SSP in place of average pooling (symbiosis, row SSP)"
     def __init__(self,
@@ -145,7 +146,7 @@ class SSPNet(AttributeModel):
         masks = self.masks_for(x, masks)
         return torch.einsum("bka,bkhw->bahw", self.region_weights(x, masks).to(masks.dtype), masks).clamp(0, 1)
 
-# %% ../../nbs/12_models.pooling.ipynb #861f452f
+# %% ../../nbs/12_models.pooling.ipynb #9684a3fa
 def _overlap(centre, side, n, extent):
     "Share of each of n cells that the interval centre +- side/2 covers, (..., n)"
     edges = torch.linspace(0, extent, n + 1, device=centre.device, dtype=centre.dtype)
@@ -166,7 +167,7 @@ def landmark_masks(
     boxes = (rows[..., :, None] * cols[..., None, :]).flatten(1, 2)          # (B,15,H,W)
     return torch.cat([torch.ones_like(boxes[:, :1]), boxes], 1)
 
-# %% ../../nbs/12_models.pooling.ipynb #4dedbc6b
+# %% ../../nbs/12_models.pooling.ipynb #79f55e40
 class BBoxNet(SSPNet):
     "SSP over boxes around the five landmarks (symbiosis, 2.5, row BBox)"
     def __init__(self,
@@ -185,7 +186,7 @@ class BBoxNet(SSPNet):
         if given.ndim == 4: return given
         return landmark_masks(given, [n // 4 for n in x.shape[-2:]], self.frame, self.side)
 
-# %% ../../nbs/12_models.pooling.ipynb #4cdc3ec0
+# %% ../../nbs/12_models.pooling.ipynb #a3536053
 class NaiveNet(AttributeModel):
     "Picture and masks as one input of 3 + S channels, batch-normalised, then average pooling (symbiosis, 2.5, row Naive)"
     def __init__(self,

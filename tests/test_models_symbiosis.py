@@ -1,0 +1,356 @@
+"The symbiosis paper's layers against slow transcriptions of its equations in float64: outputs, gradients, statistics, memory"
+import pytest, torch
+import torch.nn.functional as F
+from torch import nn
+
+from symbiosis_nb.models.backbones import backbone, n_parameters, peak_bytes
+from symbiosis_nb.models.gating import SSG, Averaged, SSGNet, affine_of_bn, sum_to_one
+from symbiosis_nb.models.pooling import SSP, AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet, landmark_masks
+from symbiosis_nb.models.segmenters import ASPP, ASPPNet, EncoderDecoder, Parser, small_parser
+from symbiosis_nb.models.symbiotic import SA, JoinTaps, RegionMask, SANet, kernel_atlas
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_num_threads(1); torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def probabilities(*shape): return torch.randn(*shape).mul(2).softmax(1)
+
+
+def same(f, g, inputs, params, tol=1e-9):
+    "Equal outputs, and equal gradients of a random weighted sum"
+    a, b = f(), g()
+    a, b = (a, b) if isinstance(a, tuple) else ((a,), (b,))
+    weights = [torch.randn_like(t) for t in a]
+    for t, u in zip(a, b): torch.testing.assert_close(t, u, atol=tol, rtol=tol)
+    total = lambda ts: sum((t * w).sum() for t, w in zip(ts, weights))
+    ga = torch.autograd.grad(total(a), [*inputs, *params]); gb = torch.autograd.grad(total(b), [*inputs, *params])
+    for t, u in zip(ga, gb): torch.testing.assert_close(t, u, atol=tol, rtol=tol)
+
+
+# ---- SSP: five steps, one number at a time
+def literal_ssp(pool, X, S, norm):
+    B, C, H, W = X.shape; NS = S.shape[1]; NA = pool.recognise.out_features
+    rows = []
+    for b in range(B):
+        R, L = [], []
+        for k in range(NS):
+            Xk = X[b] * S[b, k]                                                    # 1. X_k = X * S_k
+            v = Xk.sum((1, 2)) / (H * W if norm == "area" else S[b, k].sum() + 1e-6)   # 2. spatial mean
+            R.append(pool.recognise.weight @ v + pool.recognise.bias)              # 3. two branches
+            L.append(pool.localise.weight @ v + pool.localise.bias)
+        logits = []
+        for j in range(NA):
+            e = torch.stack([L[k][j].exp() for k in range(NS)])                    # 4. softmax over regions
+            logits.append(sum(e[k] / e.sum() * R[k][j] for k in range(NS)))        # 5. sum of weighted logits
+        rows.append(torch.stack(logits))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("norm", ["area", "mask"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_ssp_literal(norm, channels_last):
+    X, S, pool = torch.randn(2, 6, 5, 4), probabilities(2, 3, 5, 4).requires_grad_(), SSP(6, 4, norm=norm)
+    if channels_last: X = X.to(memory_format=torch.channels_last)
+    X.requires_grad_()
+    same(lambda: pool(X, S), lambda: literal_ssp(pool, X, S, norm), [X, S], pool.parameters(), tol=1e-7 if norm == "mask" else 1e-9)
+
+
+def test_ssp_with_one_region_is_average_pooling():
+    X, pool = torch.randn(2, 6, 5, 4), SSP(6, 4)
+    torch.testing.assert_close(pool(X, torch.ones(2, 1, 5, 4)), pool.recognise(X.mean((2, 3))))
+    assert not torch.allclose(SSP(6, 4)(X, probabilities(2, 3, 5, 4)), pool.recognise(X.mean((2, 3))))
+
+
+def test_ssp_is_equivariant_in_regions_and_ignores_empty_ones_by_area():
+    X, S, pool = torch.randn(2, 6, 5, 4), probabilities(2, 3, 5, 4), SSP(6, 4)
+    torch.testing.assert_close(pool(X, S), pool(X, S[:, [2, 0, 1]]))
+
+
+def literal_copies(pool, X, S):
+    v = (X[:, None] * S[:, :, None]).mean((-2, -1))
+    R, L = pool.recognise(v), pool.localise(v)
+    return (L.softmax(1) * R).sum(1)
+
+
+def test_ssp_memory_is_a_tenth():
+    torch.set_default_dtype(torch.float32)
+    X, S, pool = torch.randn(4, 256, 14, 12, requires_grad=True), probabilities(4, 7, 14, 12), SSP(256, 40)
+    peak = lambda f: peak_bytes(lambda: f(X, S).sum().backward())
+    assert peak(pool) <= peak(lambda X, S: literal_copies(pool, X, S)) / 10
+    assert peak(pool) < 1.2 * X.nbytes   # hardly more than the gradient of the map itself
+
+
+@pytest.mark.parametrize("kw", [dict(scale="regions", even_start=True), dict(after="layer"), dict(after="batch"), dict(after="l2"), dict(norm="mask", scale=3.)])
+def test_ssp_options_train(kw):
+    pool, X, S = SSP(6, 4, **kw), torch.randn(5, 6, 5, 4, requires_grad=True), probabilities(5, 3, 5, 4)
+    loss = pool(X, S).square().sum(); loss.backward()
+    assert torch.isfinite(loss) and X.grad.abs().sum() > 0 and pool.recognise.weight.grad.abs().sum() > 0
+
+
+# ---- pyramid, boxes, naive
+def test_sppnet_literal():
+    net, x = SPPNet(backbone("small", width=.5).double(), 4).double(), torch.rand(2, 3, 80, 64)
+    net.eval(); m = net.backbone(x)
+    cells = [m.mean((2, 3))] + [m[:, :, 5 * i:5 * i + 5, 4 * j:4 * j + 4].mean((2, 3)) for i in range(2) for j in range(2)]
+    v = torch.cat([cells[0], torch.stack(cells[1:], 2).flatten(1)], 1)
+    torch.testing.assert_close(net(x), net.head(v))
+    with torch.device("meta"): assert SPPNet(backbone("vgg_like"), 40).head.weight.shape == (40, 5 * 1024)
+
+
+def test_landmark_masks_against_painted_pixels():
+    points = torch.tensor([[[30., 40], [60, 40], [45, 60], [3, 80], [58, 119]]])
+    got = landmark_masks(points, (120, 90), frame=(120, 90), side=8)
+    painted = torch.ones(16, 1200, 900)                                # tenths of a pixel
+    ys, xs = (torch.arange(1200) + .5)[:, None] / 10, (torch.arange(900) + .5)[None] / 10
+    for i, (x, y) in enumerate(points[0]):
+        for r, (w, h) in enumerate([(8, 8), (8 / 2 ** .5, 8 * 2 ** .5), (8 * 2 ** .5, 8 / 2 ** .5)]):
+            painted[1 + 3 * i + r] = ((xs - x).abs() < w / 2) & ((ys - y).abs() < h / 2)
+    want = F.avg_pool2d(painted[None], 10)[0]
+    assert (got[0].double() - want).abs().max() < .06 and (got[0].double() - want).abs().mean() < 1e-3
+    assert got.min() >= 0 and got.max() <= 1
+
+
+def test_bbox_is_ssp_over_sixteen_boxes():
+    net, x = BBoxNet(backbone("small", width=.5), 4).float().eval(), torch.rand(2, 3, 80, 64, dtype=torch.float32)
+    points = torch.rand(2, 5, 2, dtype=torch.float32) * 150
+    torch.testing.assert_close(net(x, points), net.pool(net.backbone(x), landmark_masks(points, (20, 16))))
+    assert net.region_weights(x, points).shape == (2, 16, 4)
+
+
+def test_naive_literal():
+    net = NaiveNet(backbone("small", width=.5, in_channels=10), 4).double()
+    x, S = torch.rand(3, 3, 80, 64), probabilities(3, 7, 80, 64)
+    ten = torch.cat([x, S], 1)
+    normal = (ten - ten.mean((0, 2, 3), keepdim=True)) / (ten.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(net(x, S), net.head(net.backbone(normal).mean((2, 3))), atol=1e-6, rtol=1e-6)
+
+
+def test_avg_pool_literal():
+    net, x = AvgPool(backbone("small", width=.5), 4).double().eval(), torch.rand(2, 3, 80, 64)
+    m = net.backbone(x); v = sum(m[:, :, i, j] for i in range(10) for j in range(8)) / 80
+    torch.testing.assert_close(net(x), v @ net.head.weight.T + net.head.bias)
+
+
+# ---- SSG
+def literal_ssg(ssg, x, S):
+    "Gate, BN, PReLU, max-pool and the restoring convolution written out, statistics by hand"
+    C, NS = ssg.conv.out_channels, S.shape[1]
+    y = F.conv2d(x, ssg.conv.weight, padding=1)
+    copies = [y * (S[:, k] / (S[:, k].sum((1, 2), keepdim=True) + 1e-6))[:, None] for k in range(NS)]
+    g = torch.cat(copies, 1)                                                                     # channel k*C + c
+    mean, var = g.mean((0, 2, 3), keepdim=True), g.var((0, 2, 3), correction=0, keepdim=True)
+    g = (g - mean) / (var + ssg.bn.eps).sqrt() * ssg.bn.weight.view(1, -1, 1, 1) + ssg.bn.bias.view(1, -1, 1, 1)
+    g = torch.where(g > 0, g, g * ssg.act.weight.view(1, -1, 1, 1))
+    H, W = g.shape[2:]
+    rows = [[g[:, :, i:i + 2, j:j + 2].amax((2, 3)) for j in range(0, W, 2)] for i in range(0, H, 2)]   # ceil mode: the last window may be cut
+    p = torch.stack([torch.stack(r, -1) for r in rows], -2)
+    z = torch.einsum("oc,bchw->bohw", ssg.restore[0].weight[:, :, 0, 0], p)
+    bn, act = ssg.restore[1], ssg.restore[2]
+    z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+    return torch.where(z > 0, z, z * act.weight.view(1, -1, 1, 1))
+
+
+def random_ssg(*a):
+    ssg = SSG(*a).double()
+    with torch.no_grad():
+        for p in [ssg.bn.weight, ssg.bn.bias, ssg.act.weight, ssg.restore[1].weight, ssg.restore[1].bias]: p.normal_()   # slopes of both signs
+    return ssg
+
+
+@pytest.mark.parametrize("form", ["forward", "literal"])
+def test_ssg_literal(form):
+    ssg, x, S = random_ssg(3, 4, 3), torch.randn(2, 3, 7, 6, requires_grad=True), probabilities(2, 3, 7, 6).requires_grad_()
+    same(lambda: getattr(ssg, form)(x, S), lambda: literal_ssg(ssg, x, S), [x, S], ssg.parameters(), tol=1e-7)
+
+
+def test_ssg_running_statistics_and_evaluation():
+    ours = random_ssg(3, 4, 3); theirs = SSG(3, 4, 3).double(); theirs.load_state_dict(ours.state_dict())
+    for _ in range(3):
+        x, S = torch.randn(2, 3, 7, 6), probabilities(2, 3, 14, 12)
+        ours(x, S).sum().backward(); theirs.literal(x, S).sum().backward()                       # recomputation must not move them twice
+    for (n, a), b in zip(ours.named_buffers(), theirs.buffers()): torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10, msg=n)
+    assert ours.bn.num_batches_tracked == 3
+    torch.testing.assert_close(ours.eval()(x, S), theirs.eval().literal(x, S), atol=1e-9, rtol=1e-9)
+
+
+def test_ssg_memory_is_a_third():
+    torch.set_default_dtype(torch.float32)
+    ssg, x, S = SSG(64, 64, 7), torch.randn(4, 64, 28, 23, requires_grad=True), probabilities(4, 7, 28, 23)
+    peak = lambda f: peak_bytes(lambda: f(x, S).sum().backward())
+    assert peak(ssg) <= peak(ssg.literal) / 3
+
+
+@pytest.mark.parametrize("side", [(28, 23), (20, 16), (7, 5)])
+def test_ssg_shape_equals_the_block_it_replaces(side):
+    x, S = torch.randn(2, 3, *side), probabilities(2, 4, *side)
+    assert SSG(3, 8, 4)(x, S).shape == F.max_pool2d(torch.empty(2, 8, *side), 2, ceil_mode=True).shape
+    torch.testing.assert_close(sum_to_one(S).sum((2, 3)), torch.ones(2, 4), atol=1e-6, rtol=0)
+
+
+def test_bn_as_affine_equals_batch_norm():
+    y, S, bn, twin = torch.randn(3, 4, 5, 6), probabilities(3, 2, 5, 6), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    scale, shift = affine_of_bn(bn, y, S)
+    g = y[:, None] * S[:, :, None]
+    torch.testing.assert_close((g * scale[..., None, None] + shift[..., None, None]).flatten(1, 2), twin(g.flatten(1, 2)))
+    torch.testing.assert_close(bn.running_var, twin.running_var)
+
+
+@pytest.mark.parametrize("at", [(1,), (4,), (1, 2, 3, 4)])
+def test_ssgnet_at_any_pools(at):
+    trunk = backbone("vgg_like", width=.125)
+    net = SSGNet(trunk, 4, n_regions=3, at=at).double()
+    x, S = torch.rand(2, 3, 54, 44), probabilities(2, 3, 54, 44)
+    loss = net(x, S).square().sum(); loss.backward()
+    assert sum(isinstance(m, SSG) for m in net.modules()) == len(at) and all(p.grad is not None for p in net.parameters())
+    assert net.features(x, S).shape == (2, trunk.channels[-1], 4, 3)
+
+
+def test_ssg_under_autocast_stays_close():
+    torch.set_default_dtype(torch.float32)
+    net, x, S = SSGNet(backbone("small", width=.5), 4, n_regions=3).eval(), torch.rand(2, 3, 80, 64), probabilities(2, 3, 80, 64)
+    with torch.autocast("cpu", torch.bfloat16): low = net(x, S)
+    torch.testing.assert_close(low.float(), net(x, S), atol=.05, rtol=.05)
+    net.train()
+    with torch.autocast("cpu", torch.bfloat16): net(x, S).float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_averaged():
+    a, b = (SSPNet(backbone("small", width=.25), 4).double().eval() for _ in range(2))
+    x, S = torch.rand(2, 3, 80, 64), probabilities(2, 3, 80, 64)
+    torch.testing.assert_close(Averaged([a, b])(x, S).sigmoid().double(), (a(x, S).sigmoid() + b(x, S).sigmoid()) / 2, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(Averaged([a, b], of="logits")(x, S).double(), (a(x, S) + b(x, S)) / 2, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError): Averaged([a, b], of="scores")
+
+
+# ---- SA
+def literal_bn(x, bn):
+    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+
+
+def literal_sa(sa, xa, xs):
+    A0 = torch.einsum("jc,bchw->bjhw", sa.attribute_maps.weight[..., 0, 0], xa) + sa.attribute_maps.bias.view(1, -1, 1, 1)
+    S0 = torch.einsum("kc,bchw->bkhw", sa.region_maps.weight[..., 0, 0], xs) + sa.region_maps.bias.view(1, -1, 1, 1)
+    B, NA, H, W = A0.shape
+    P = F.conv2d(literal_bn(S0, sa.bn_s), sa.phi_s.weight, padding=1)
+    a = torch.stack([torch.stack([sum(P[b, j, y, x].exp() / P[b, j].exp().sum() * A0[b, j, y, x] for y in range(H) for x in range(W)) for j in range(NA)]) for b in range(B)])
+    Q = F.conv2d(literal_bn(A0, sa.bn_a), sa.phi_a.weight, padding=1)
+    G = torch.stack([Q[:, k] - Q.exp().sum(1).log() for k in range(Q.shape[1])], 1)
+    return a, S0 + G
+
+
+def test_sa_literal():
+    sa, xa, xs = SA(3, 2, 5, 4).double(), torch.randn(2, 5, 4, 3, requires_grad=True), torch.randn(2, 4, 4, 3, requires_grad=True)
+    with torch.no_grad():
+        for p in sa.parameters(): p.normal_()
+    same(lambda: sa(xa, xs), lambda: literal_sa(sa, xa, xs), [xa, xs], sa.parameters(), tol=1e-9)
+
+
+def test_sa_at_zero_changes_nothing():
+    sa, xa, xs = SA(40, 11, 8, 6).double(), torch.randn(2, 8, 17, 17), torch.randn(2, 6, 17, 17)
+    (A0, S0), (a, S) = sa.first(xa, xs), sa(xa, xs)
+    torch.testing.assert_close(a, A0.mean((2, 3)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(S.softmax(1), S0.softmax(1), atol=1e-6, rtol=0)
+    assert sa.phi_s.weight.shape == (40, 11, 3, 3) and sa.phi_s.weight.numel() == sa.phi_a.weight.numel() == 3960
+    assert sa.phi_s.bias is None and sa.phi_a.bias is None
+
+
+def test_sa_both_tasks_train_both_sides():
+    sa, xa, xs = SA(3, 2, 5, 4).double(), torch.randn(2, 5, 4, 3), torch.randn(2, 4, 4, 3)
+    nn.init.normal_(sa.phi_s.weight); nn.init.normal_(sa.phi_a.weight)
+    a, S = sa(xa, xs)
+    for out in (a, S): assert all(g is None or g.abs().sum() > 0 for g in torch.autograd.grad(out.square().sum(), [sa.attribute_maps.weight, sa.region_maps.weight], retain_graph=True))
+
+
+def test_join_taps_literal():
+    join = JoinTaps([3, 4], 5).double()
+    with torch.no_grad():
+        for n in join.norms: n.scale.uniform_(5, 30)
+    fine, coarse = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(2, 4, 3, 3, requires_grad=True)
+    def literal():
+        up = F.interpolate(coarse, size=(6, 6), mode="bilinear", align_corners=False)     # resize first, then normalise
+        unit = lambda t: t / t.square().sum(1, keepdim=True).sqrt()
+        z = F.conv2d(torch.cat([unit(fine) * join.norms[0].scale, unit(up) * join.norms[1].scale], 1), join.reduce[0].weight)
+        return literal_bn(z, join.reduce[1]).relu()
+    same(lambda: join([fine, coarse], (6, 6)), literal, [fine, coarse], join.parameters())
+
+
+def test_aspp_literal():
+    aspp, x = ASPP(6, width=1/64, rates=(1, 2)).double(), torch.randn(2, 6, 5, 5, requires_grad=True)
+    def literal():
+        cbr = lambda block, t, **kw: literal_bn(F.conv2d(t, block[0].weight, **kw), block[1]).relu()
+        image = cbr(aspp.image, x.mean((2, 3), keepdim=True)).expand(-1, -1, 5, 5)
+        parts = [image, cbr(aspp.point, x)] + [cbr(d, x, padding=r, dilation=r) for d, r in zip(aspp.dilated, (1, 2))]
+        return cbr(aspp.join, torch.cat(parts, 1))
+    same(lambda: aspp(x), literal, [x], aspp.parameters(), tol=1e-8)
+
+
+def test_counts_of_the_specification():
+    with torch.device("meta"):
+        assert n_parameters(ASPP(2048)) == 23_074_816
+        assert n_parameters(JoinTaps([768, 1280, 2048], 2048).reduce) == 8_392_704
+        net = SANet(backbone("inception_v3"), 40, 11)
+    assert net.sa.attribute_maps.in_channels == 2048 and net.aspp.out_channels == 1024
+    assert n_parameters(net) == 21_785_568 + 8_392_704 + 4096 + 23_074_816 + (2048 * 40 + 40) + (1024 * 11 + 11) + 2 * (40 + 11) + 2 * 3960
+
+
+def test_sanet_forms():
+    x = torch.rand(2, 3, 80, 64)
+    for taps in ((-3, -2, -1), (-2, -1), None):
+        net = SANet(backbone("small", width=.25), 4, n_regions=3, taps=taps).double()
+        a, S = net.training_outputs(x)
+        (a.square().sum() + S.square().sum()).backward()
+        assert a.shape == (2, 4) and S.shape == (2, 3, 20, 16) and net.parse(x).shape == (2, 3, 80, 64)
+        where = net.where(x)
+        assert where.min() >= 0 and torch.allclose(where.amax((2, 3)), torch.ones(2, 4))
+        assert all(p.grad is not None for p in net.parameters())
+
+
+def test_region_mask_literal():
+    layer, x, s = RegionMask(4, 3).double(), torch.randn(2, 4, 5, 5, requires_grad=True), torch.randn(2, 3, 5, 5, requires_grad=True)
+    torch.testing.assert_close(layer(x, s), x)
+    nn.init.normal_(layer.phi.weight)
+    def literal():
+        P = F.conv2d(literal_bn(s, layer.bn), layer.phi.weight, padding=1).exp()
+        return x * P / P.sum((2, 3), keepdim=True) * 25
+    same(lambda: layer(x, s), literal, [x, s], layer.parameters())
+
+
+def test_kernel_atlas():
+    k = torch.zeros(2, 3, 3, 3); k[0, 1] = 9; k[0, 2, 0, 0] = 9; k[1, 0] = -1
+    torch.testing.assert_close(kernel_atlas(k), torch.tensor([[0, 1, 1 / 9], [0, 1, 1.]]))
+
+
+# ---- segmenters
+def test_encoder_decoder_layers():
+    with torch.device("meta"): net = EncoderDecoder(7)
+    conv = [(m.in_channels, m.out_channels) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    deconv = [(m.in_channels, m.out_channels) for m in net.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert conv == [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+    assert deconv == [(512, 512), (512, 512), (512, 256), (256, 256), (256, 128), (128, 128), (128, 64), (64, 64), (64, 7)]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 16 and isinstance(list(net.modules())[-1], nn.ConvTranspose2d)
+
+
+@pytest.mark.parametrize("make", [lambda: EncoderDecoder(5, width=.125), lambda: small_parser(5, width=.25), lambda: ASPPNet(backbone("small", width=.25), 5)])
+def test_segmenters_keep_the_size_and_train(make):
+    net = make().double()
+    for size in ((80, 64), (55, 45)):
+        out = net(torch.rand(2, 3, *size))
+        assert out.shape == (2, 5, *size)
+    out.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_parser_stays_frozen_inside_a_training_model():
+    parser = Parser(small_parser(3, width=.25))
+    net = SSPNet(backbone("small", width=.25), 4, parser=parser).double().train()
+    before = {k: v.clone() for k, v in parser.state_dict().items()}
+    net(torch.rand(4, 3, 80, 64)).sum().backward()
+    assert not parser.training and all(torch.equal(before[k], v) for k, v in parser.state_dict().items())
+    assert all(p.grad is None for p in parser.parameters()) and not any(p is q for g in net.param_groups() for p in g for q in parser.parameters())
+    assert all(p.grad is not None for p in net.pool.parameters())

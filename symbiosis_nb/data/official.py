@@ -10,7 +10,7 @@ __all__ = ['CELEBA_COUNTS', 'LANDMARKS', 'WIDER_BOXES', 'BERKELEY_COUNTS', 'HELE
            'helen', 'lip', 'fuse_parts', 'celebamask_hq', 'celebamask_hq_attributes', 'lapa', 'nearest_colour',
            'fasseg']
 
-# %% ../../nbs/03_data.official.ipynb #1126cf96
+# %% ../../nbs/03_data.official.ipynb #ce303727
 import csv, io, json, os, re, zipfile
 from array import array
 from collections import Counter
@@ -25,7 +25,7 @@ from ..core import DataError, progress
 from .tables import IGNORE, SPLITS, AttributeTable, ParsingTable, check_split, read_bytes, read_image, split_archive
 from ..vocab import BERKELEY, CELEBA, CELEBAMASK, FASSEG, HELEN, LAPA, LIP, WIDER
 
-# %% ../../nbs/03_data.official.ipynb #0426ccea
+# %% ../../nbs/03_data.official.ipynb #e9a8a3e7
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
           b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8", b"\xfe\xff": "is UTF-16 text: save it as UTF-8"}
 
@@ -57,7 +57,7 @@ def read_rows(
     "Lines split at white space of any length: CelebA's header ends in a space, its numbers are padded"
     return [(i, fields) for i, line in enumerate(read_text(path).splitlines(), 1) if (fields := line.split())]
 
-# %% ../../nbs/03_data.official.ipynb #99d77caf
+# %% ../../nbs/03_data.official.ipynb #5ec6fbe2
 _IMAGE = (".jpg", ".jpeg", ".png", ".bmp")
 
 def _is_image(name): return name.lower().endswith(_IMAGE)
@@ -80,7 +80,7 @@ def read_csv(
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None
 
-# %% ../../nbs/03_data.official.ipynb #89c8d9b8
+# %% ../../nbs/03_data.official.ipynb #00426d77
 @dataclass
 class Numbers:
     "An annotation file: one name and n numbers per line"
@@ -116,7 +116,7 @@ def _columns(header, columns, path):
                               + f" (or has it twice); it has {_short(' '.join(header), 120)}: is this the right file?")
     return [seen.index(_norm(c)) for c in columns]
 
-# %% ../../nbs/03_data.official.ipynb #97ad3532
+# %% ../../nbs/03_data.official.ipynb #8498853f
 def _text_table(path, columns, notes, problems):
     "Rows of a .txt annotation file as (line, [name, value, ...]), columns in order"
     rows, n = read_rows(path), len(columns)
@@ -142,7 +142,7 @@ def _csv_table(path, columns, notes, problems):
     problems += [f"line {line}: {len(f)} columns, expected {width}" for line, f in rows if len(f) != width]
     return [(line, [f[k] for k in (key, *order)]) for line, f in rows if len(f) == width]
 
-# %% ../../nbs/03_data.official.ipynb #b3e2842e
+# %% ../../nbs/03_data.official.ipynb #4fad4893
 def read_numbers(
     path: Path,      # a .txt file (count line and header optional) or a .csv file
     columns: tuple,  # names of the columns wanted, in the order wanted
@@ -163,7 +163,7 @@ def read_numbers(
     if not names: raise DataError(f"{path} has no rows: fetch it again")
     return Numbers(path, columns, names, list(first), np.array(values).reshape(-1, len(columns)), list(first.values()), notes)
 
-# %% ../../nbs/03_data.official.ipynb #41ef6a1d
+# %% ../../nbs/03_data.official.ipynb #c9b0f339
 def _root(root):
     root = Path(root).expanduser()
     if not root.is_dir(): raise DataError(f"{root}: there is no such folder: give the folder that holds the data set")
@@ -202,7 +202,7 @@ def need(
            "; 7z archives are not read: unpack them" if there("*.7z*") else ""
     raise DataError(f"{root}: found no {' or '.join(names)} here" + f", nor in {', '.join(folders)}"*bool(folders) + hint)
 
-# %% ../../nbs/03_data.official.ipynb #a360780d
+# %% ../../nbs/03_data.official.ipynb #c70f100c
 def _zip_names(archive):
     try:
         with zipfile.ZipFile(archive) as z: return z.namelist()
@@ -228,7 +228,7 @@ def list_images(
 
 def _stems(place, deep=False): return {_stem(n): p for n, p in list_images(place, deep).items()}
 
-# %% ../../nbs/03_data.official.ipynb #8fcf51f3
+# %% ../../nbs/03_data.official.ipynb #792bd25d
 def _parts(split): return ", ".join(f"{s} {(np.asarray(split) == s).sum():,}" for s in SPLITS)
 
 def keep_complete(
@@ -266,7 +266,7 @@ def check_counts(
     return [f"{'a subset' if n < full else 'more than the official set'}: {n:,} of {full:,} official {unit} ({_parts(split)}); "
             "scores are not comparable with published ones"]
 
-# %% ../../nbs/03_data.official.ipynb #3359c02a
+# %% ../../nbs/03_data.official.ipynb #b90c11a5
 def _decode(path):
     "One image as it is stored (no conversion); raises `DataError` like `read_image`"
     try: image = Image.open(io.BytesIO(read_bytes(path))); image.load(); return image
@@ -293,7 +293,7 @@ def check_files(
             except DataError as e: problems.append(str(e).splitlines()[0])
     if problems: raise DataError(f"{table.name}: {len(problems)} damaged file(s) among {len(table):,} samples: fetch them again", problems)
 
-# %% ../../nbs/03_data.official.ipynb #a07a6b79
+# %% ../../nbs/03_data.official.ipynb #2e0cfc6d
 CELEBA_COUNTS = dict(train=162_770, valid=19_867, test=19_962)
 LANDMARKS = tuple("lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y".split())
 _CELEBA_FOLDERS = ("Anno", "Eval", "Img", "celeba", "CelebA", "data", "img_celeba.7z", "img_align_celeba_png.7z")
@@ -317,7 +317,7 @@ def _celeba_places(root, variant, files):
     look = lambda k: (need if k in ("attr", "images") else find)(root, *wanted[k], folders=_CELEBA_FOLDERS)
     return {k: given.get(k) or look(k) for k in wanted}
 
-# %% ../../nbs/03_data.official.ipynb #567f752a
+# %% ../../nbs/03_data.official.ipynb #ad138cc9
 def official_part(
     number: int,  # 1 .. 202599, the number in a CelebA file name
 ) -> str:         # "train", "valid" or "test"
@@ -348,12 +348,12 @@ def _celeba_split(path, attr, notes):
     if lost: raise DataError(f"{path}: {len(lost)} of {len(rows)} labelled images have no part: do the two lists belong together?", lost)
     return np.array(SPLITS)[parts.values[rows, 0].astype(int)]
 
-# %% ../../nbs/03_data.official.ipynb #1462a9eb
+# %% ../../nbs/03_data.official.ipynb #99c547e7
 def _celeba_extra(place, kind, columns, stems, notes):
     "Values of an optional list, one row per image, NaN where it has none; None without the list"
     if place.get(kind) is None: return None
     sheet = read_numbers(place[kind], columns)
-    whole = (sheet.values >= 0) & (sheet.values < 2**31) & (sheet.values % 1 == 0) if kind == "identity" else np.isfinite(sheet.values)
+    whole = (sheet.values >= 0) & (sheet.values < 2**31) & (sheet.values == np.floor(sheet.values)) if kind == "identity" else np.isfinite(sheet.values)
     sheet.expect(whole, "a whole number" if kind == "identity" else "a finite number")
     notes += sheet.notes
     rows = sheet.rows_of(stems)
@@ -376,7 +376,7 @@ def _fit_aligned(landmarks, paths, notes):
                  + ("" if landmarks is None else "; landmarks are scaled along" if len(sizes) == 1 else "; landmarks are left out"))
     return landmarks*np.divide(*sizes, (178, 218)) if landmarks is not None and len(sizes) == 1 else None
 
-# %% ../../nbs/03_data.official.ipynb #2c971ada
+# %% ../../nbs/03_data.official.ipynb #5e526ddb
 def celeba(
     root,                       # the folder that holds the set, in any of the known layouts
     variant: str = "aligned",   # "aligned" (img_align_celeba) or "original" (img_celeba, in the wild, with boxes)
@@ -404,7 +404,7 @@ def celeba(
     notes += _celeba_counts(table, stems)
     return table
 
-# %% ../../nbs/03_data.official.ipynb #e616ee14
+# %% ../../nbs/03_data.official.ipynb #6f6ebb44
 def _celeba_counts(table, stems):
     "Official counts of a full set, or the one line about a subset"
     notes = check_counts(table.name, table.split, CELEBA_COUNTS)
@@ -416,7 +416,7 @@ def _celeba_counts(table, stems):
         if moved: notes[0] += f"; {moved:,} of them are not in their official part"
     return notes
 
-# %% ../../nbs/03_data.official.ipynb #1e48b87d
+# %% ../../nbs/03_data.official.ipynb #7a470b3a
 def hold_out(
     split: np.ndarray,   # (N,) parts
     groups: np.ndarray,  # (N,) who or what must stay together
@@ -436,7 +436,7 @@ def hold_out(
     notes.append(f"the set has no validation part: {len(held):,} training samples are held out as 'valid' (valid_share={share}, seed={seed})")
     return split
 
-# %% ../../nbs/03_data.official.ipynb #a361cdc3
+# %% ../../nbs/03_data.official.ipynb #b42b37ab
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 def _mat73(path):
@@ -467,7 +467,7 @@ def read_mat(
     except ImportError: raise
     except Exception as e: raise DataError(f"{path} is a damaged .mat file ({type(e).__name__}: {str(e)[:80]}): fetch it again") from None
 
-# %% ../../nbs/03_data.official.ipynb #65a3b4bc
+# %% ../../nbs/03_data.official.ipynb #a4cafd54
 def _variables(path, *names):
     "The named variables of a .mat file"
     found = read_mat(path)
@@ -491,7 +491,7 @@ def _lfwa_split(path, n, notes):
     split = np.full(n, "", "<U5")
     for part, index in zip(("train", "test"), _variables(path, "indices_img_train", "indices_img_test")):
         index = np.ravel(index) if isinstance(index, np.ndarray) and index.dtype.kind in "fiu" else np.array([np.nan])
-        bad = ~((index >= 1) & (index <= n) & (index % 1 == 0))  # they count from 1
+        bad = ~((index >= 1) & (index <= n) & (index == np.floor(index)))  # they count from 1
         if bad.any(): raise DataError(f"{path}: indices_img_{part} holds {bad.sum()} numbers that are not 1 to {n}: does it belong to this lfw_att_40.mat?")
         rows = index.astype(int) - 1
         if len(set(rows)) < len(rows) or (split[rows] != "").any(): raise DataError(f"{path}: images come twice, or lie in both parts: fetch it again")
@@ -499,7 +499,7 @@ def _lfwa_split(path, n, notes):
     if (split == "").any(): notes.append(f"{(split == '').sum():,} images are in neither part and left out")
     return split
 
-# %% ../../nbs/03_data.official.ipynb #69fc3d2e
+# %% ../../nbs/03_data.official.ipynb #52f1ec2f
 def lfwa(
     root,                       # the folder with the .mat files and the images
     images: str = "lfw",        # the image folder: "lfw", or "lfw-deepfunneled", "lfw_funneled"
@@ -523,7 +523,7 @@ def lfwa(
     return AttributeTable("LFWA", CELEBA, [paths[i] for i in rows], labels[rows], np.ones((len(rows), 40), bool), split,
                           np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #39395dc7
+# %% ../../nbs/03_data.official.ipynb #053457d4
 WIDER_BOXES = 57_524  # 28,345 of training and validation, 29,179 of testing
 
 def _json(path):
@@ -563,7 +563,7 @@ def _wider_targets(path):
     _complain(path, problems)
     return targets
 
-# %% ../../nbs/03_data.official.ipynb #94e4d11a
+# %% ../../nbs/03_data.official.ipynb #c6762cdb
 def clip_boxes(
     boxes: np.ndarray,  # (N, 4) x, y, width, height
     sizes: np.ndarray,  # (N, 2) width, height of the images
@@ -608,7 +608,7 @@ def wider_attribute(
     values = np.array([targets[i][2] for i in keep]).reshape(-1, len(WIDER))
     return AttributeTable(name, WIDER, [paths[i] for i in keep], values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #4377d7b7
+# %% ../../nbs/03_data.official.ipynb #e56e3fca
 BERKELEY_COUNTS = dict(train=4013, test=4022)
 
 def _berkeley_part(folder):
@@ -645,7 +645,7 @@ def berkeley_attributes(
     split = hold_out(split[keep], np.array(names)[keep], valid_share, seed, notes)
     return AttributeTable(name, BERKELEY, [paths[i] for i in keep], values[keep, 4:] > 0, values[keep, 4:] != 0, split, boxes=boxes, frame="box", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #b93f92eb
+# %% ../../nbs/03_data.official.ipynb #55f53e26
 def read_indices(
     path: Path,     # a grey or palette image
     n_regions: int, # label numbers must be below, or 255 (ignore)
@@ -688,7 +688,7 @@ def _listed(lists: dict):
     if twice: raise DataError(f"{next(iter(lists.values())).parent}: {len(twice)} names lie in more than one part: the lists do not belong together", twice)
     return names, parts
 
-# %% ../../nbs/03_data.official.ipynb #643ac538
+# %% ../../nbs/03_data.official.ipynb #d110d088
 HELEN_COUNTS = dict(train=2000, valid=230, test=100)
 _HELEN_FOLDERS = ("SmithCVPR2013_dataset_resized", "SmithCVPR2013_dataset_original", "SmithCVPR2013_dataset", "helen")
 
@@ -726,7 +726,7 @@ def helen(
     notes += check_counts("Helen", split, HELEN_COUNTS)
     return ParsingTable("Helen", HELEN, paths, split, lambda i: soft(i).argmax(0).astype(np.uint8), soft, notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #f497f7d6
+# %% ../../nbs/03_data.official.ipynb #4acd6b9a
 LIP_COUNTS = dict(train=30_462, val=10_000)
 _LIP_FOLDERS = ("LIP", "TrainVal_images", "TrainVal_parsing_annotations", "train_val_images")
 
@@ -755,7 +755,7 @@ def lip(
     notes += check_counts("LIP", parts, LIP_COUNTS)
     return _pair_table("LIP", LIP, pairs, on_missing, notes, root)
 
-# %% ../../nbs/03_data.official.ipynb #b95055be
+# %% ../../nbs/03_data.official.ipynb #911f854e
 MASKHQ_COUNTS = dict(train=24_183, valid=2_993, test=2_824)
 _MASKHQ_FOLDERS = ("CelebAMask-HQ", "CelebAMaskHQ")
 _ANNO, _FUSED = ("CelebAMask-HQ-mask-anno", "CelebAMaskHQ-mask-anno"), ("CelebAMask-HQ-mask", "CelebAMaskHQ-mask")
@@ -788,7 +788,7 @@ def _part_files(anno):
         if number.isascii() and number.isdigit() and part in CELEBAMASK.names: found.setdefault(str(int(number[:9])), {})[part] = path
     return found
 
-# %% ../../nbs/03_data.official.ipynb #22348e64
+# %% ../../nbs/03_data.official.ipynb #bad1293f
 def _mapping(path):
     "CelebA-HQ index as text -> part, by the number of the original; with or without the header line"
     rows, problems, parts = read_rows(path), [], {}
@@ -818,7 +818,7 @@ def _maskhq_parts(base, notes):
     notes.append("no CelebA-HQ-to-CelebA-mapping.txt and no split.txt: every image counts as 'train', CelebA's test faces among them")
     return None
 
-# %% ../../nbs/03_data.official.ipynb #519f4f8b
+# %% ../../nbs/03_data.official.ipynb #bad02e29
 def _maskhq_labels(base, masks, order):
     "(image folder, name -> label source, reader of one source)"
     images = find(base, "CelebA-HQ-img", "images", folders=_MASKHQ_FOLDERS)
@@ -854,7 +854,7 @@ def celebamask_hq(
     def read_label(i): return _enlarge(read(sources[i]), next(iter(sources[i].values())) if isinstance(sources[i], dict) else sources[i], paths[i])
     return ParsingTable(name, CELEBAMASK, paths, split, read_label, notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #9f5087b5
+# %% ../../nbs/03_data.official.ipynb #c32e08c2
 def celebamask_hq_attributes(
     root,                       # the folder with CelebA-HQ-img and CelebAMask-HQ-attribute-anno.txt
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
@@ -873,7 +873,7 @@ def celebamask_hq_attributes(
     return AttributeTable("CelebAMask-HQ", CELEBA, [paths[i] for i in keep], attr.values[keep] > 0, np.ones((len(keep), 40), bool), split[keep],
                           frame="whole", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #893fa999
+# %% ../../nbs/03_data.official.ipynb #c06ffe84
 def lapa(
     root,                       # the folder with train/, val/ and test/
     exclude: tuple = (),        # leave out names that begin with one of these, for example ("HELEN_",)
@@ -890,7 +890,7 @@ def lapa(
         if n: notes.append(f"{n:,} images are {prefix[:-1]}'s: do not test on that set after training on these (exclude=('{prefix}',) leaves them out)")
     return _pair_table("LaPa", LAPA, pairs, on_missing, notes, root)
 
-# %% ../../nbs/03_data.official.ipynb #1eb24b2c
+# %% ../../nbs/03_data.official.ipynb #c483292a
 def nearest_colour(
     path: Path,     # a colour picture
     colors: tuple,  # RGB of every region

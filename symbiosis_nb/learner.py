@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['attribute_logits', 'MeanScore', 'default_metrics', 'pick_precision', 'Autocast', 'ResumableLearner', 'split_groups',
-           'attribute_learner', 'Selection', 'Checkpoint', 'predict', 'top_losses']
+           'attribute_learner', 'MeanIoU', 'parsing_learner', 'parsing_scores', 'Selection', 'Checkpoint',
+           'distributed', 'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #0b03525c
-import math, random
+# %% ../nbs/31_learner.ipynb #e2ab3d5e
+import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +27,10 @@ from torch import Tensor, nn
 from . import metrics as M
 from .core import DataError, atomic_write, quiet
 from .data.loaders import show_attributes
-from .losses import masked_bce
+from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #2788c577
+# %% ../nbs/31_learner.ipynb #bf6cada5
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -52,7 +53,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #1bbf42ad
+# %% ../nbs/31_learner.ipynb #d83ff0ae
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -82,7 +83,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #e637a43f
+# %% ../nbs/31_learner.ipynb #5bb3dc81
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -109,7 +110,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #1df19240
+# %% ../nbs/31_learner.ipynb #304f2d3b
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -138,6 +139,7 @@ def attribute_learner(
     if patience is not None: cbs.append(EarlyStoppingCallback(monitor="mAP", patience=patience))
     if tensorboard is not None: cbs.append(_tensorboard(tensorboard))
     if channels_last: model = model.to(memory_format=torch.channels_last)
+    if hasattr(model, "training_outputs"): model.joint = True  # several outputs for the loss; `attribute_logits` finds the logits
     loss = loss_func or getattr(model, "loss", None) or masked_bce
     learn = ResumableLearner(dls, torch.compile(model) if compiled else model, loss_func=loss, splitter=split_groups, path=Path(path),
                              metrics=default_metrics() if metrics is None else metrics, cbs=cbs, **kwargs)
@@ -153,7 +155,51 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #f0c5ce1a
+# %% ../nbs/31_learner.ipynb #42846d19
+class MeanIoU(Metric):
+    "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
+    def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
+    def reset(self): self.matrix = np.zeros((self.n, self.n), np.int64)
+    def accumulate(self, learn):
+        y = learn.yb[-1].as_subclass(Tensor)
+        out = learn.pred[-1] if isinstance(learn.pred, (tuple, list)) else learn.pred
+        self.matrix += M.confusion(y.cpu(), _region_labels(out, y.shape[-2:]).cpu(), self.n)
+    @property
+    def value(self): return float(np.nanmean(M.parsing_frame(self.matrix, range(self.n)).IoU)) if self.matrix.sum() else float("nan")
+    @property
+    def name(self): return self._name
+
+def _region_labels(logits, size):
+    "The most likely region of every pixel at the labels' size"
+    x = logits.detach().as_subclass(Tensor).float()
+    if x.shape[-2:] != tuple(size): x = nn.functional.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+    return x.argmax(1)
+
+def parsing_learner(
+    dls,               # from `data.loaders.parsing_loader`
+    model: nn.Module,  # picture -> region logits (B, S, h, w)
+    n_regions: int,    # S
+    **kwargs,          # of `attribute_learner`
+) -> ResumableLearner:
+    "A Learner for parsing, with cross-entropy and mean IoU"
+    return attribute_learner(dls, model, parsing_ce, metrics=[MeanIoU(n_regions)], **kwargs)
+
+@torch.no_grad()
+def parsing_scores(
+    parse,                   # picture -> region logits (B, S, h, w): a network, or a model's `parse`
+    dl,                      # of pictures and label maps, without shuffling
+    precision: str = "auto",
+) -> tuple:                  # frame (index region), means as in `metrics.parsing_means`
+    "Parsing scores over a whole loader"
+    regions, matrix = dl.fields[-1].regions, 0
+    for x, y in dl:
+        dtype = pick_precision(precision, x.device.type)
+        with torch.autocast(x.device.type, getattr(torch, dtype), enabled=dtype != "float32"): out = parse(x)
+        matrix = matrix + M.confusion(y.cpu(), _region_labels(out, y.shape[-2:]).cpu(), len(regions))
+    frame = M.parsing_frame(matrix, regions.names)
+    return frame, M.parsing_means(frame)
+
+# %% ../nbs/31_learner.ipynb #097e9050
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -166,7 +212,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #c846a3bf
+# %% ../nbs/31_learner.ipynb #e2754854
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -191,7 +237,7 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #18040553
+# %% ../nbs/31_learner.ipynb #a08deb4d
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
@@ -231,7 +277,18 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #a00a8ba2
+# %% ../nbs/31_learner.ipynb #938ee9ba
+@contextlib.contextmanager
+def distributed(
+    learn: Learner,
+):
+    "Train on all processes that torchrun started (fastai's `distrib_ctx`), else on this one"
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: yield; return
+    try: import fastai.distributed  # gives learners `distrib_ctx`
+    except NameError: raise ImportError("training on several processes needs the accelerate package: pip install 'symbiosis_nb[distributed]'") from None
+    with learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available()): yield
+
+# %% ../nbs/31_learner.ipynb #2772263c
 @torch.no_grad()
 def predict(
     model: nn.Module,

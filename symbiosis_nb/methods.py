@@ -6,7 +6,7 @@
 __all__ = ['DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'Recipe', 'Profile', 'make_profile', 'Build', 'Method', 'register', 'get_method']
 
-# %% ../nbs/30_methods.ipynb #b101341f
+# %% ../nbs/30_methods.ipynb #a6ab8fc8
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -15,10 +15,12 @@ from typing import Callable
 from fastai.callback.schedule import combined_cos
 
 from .models.backbones import Backbone, backbone
+from .models.gating import SSGNet
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
+from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #efa72974
+# %% ../nbs/30_methods.ipynb #32cb084f
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -40,7 +42,7 @@ def constant(pct: float) -> float:
     "The rate as it is"
     return 1.
 
-# %% ../nbs/30_methods.ipynb #6c7e1a5f
+# %% ../nbs/30_methods.ipynb #39facc8e
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
@@ -54,7 +56,7 @@ class Recipe:
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
 
-# %% ../nbs/30_methods.ipynb #cbebbb14
+# %% ../nbs/30_methods.ipynb #d2ac989a
 @dataclass(frozen=True)
 class Profile:
     "How big a run is; `None` leaves the choice to the method"
@@ -89,7 +91,7 @@ def make_profile(
     changed = {k: v for k, v in overrides.items() if k in recipe}
     return replace(profile, recipe=replace(profile.recipe or Recipe(), **changed)) if changed else profile
 
-# %% ../nbs/30_methods.ipynb #4141baf0
+# %% ../nbs/30_methods.ipynb #0fb7f936
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -121,7 +123,7 @@ class Method:
     recipe: Recipe = Recipe()      # the paper's training
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #119a4a45
+# %% ../nbs/30_methods.ipynb #3e7681c5
 VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 SA_RECIPE = Recipe(lr=1e-2, epochs=10, bs=16, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 
@@ -140,7 +142,7 @@ def get_method(name: str) -> Method:
     if name not in METHODS: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}")
     return METHODS[name]
 
-# %% ../nbs/30_methods.ipynb #305225c6
+# %% ../nbs/30_methods.ipynb #107fe402
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
@@ -151,6 +153,10 @@ register(
     _symbiosis("naive", "Naive", "Naive Approach", lambda b: NaiveNet(b.trunk(3 + b.n_regions), b.n), needs="masks"),
     _symbiosis("bbox", "BBox", "BBox", lambda b: BBoxNet(b.trunk(), b.n, **b.options), needs="boxes"),
     _symbiosis("ssp", "SSP", "SSP", lambda b: SSPNet(b.trunk(), b.n, **b.options), needs="masks"),
+    _symbiosis("ssg", "SSG", "SSG", lambda b: SSGNet(b.trunk(), b.n, b.n_regions, **b.options), needs="masks"),
+    _symbiosis("ssp_ssg", "SSP + SSG", "SSP + SSG", None, tables=("1", "2", "5"), parts=("ssp", "ssg")),
     _symbiosis("inception", "Inception-V3 baseline", "Inception-V3: baseline", lambda b: AvgPool(b.trunk(), b.n), tables=("1", "3", "4", "5", "6"),
                trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
+    _symbiosis("sa", "SA", "Symbiotic Augmentation (SA)", lambda b: SANet(b.trunk(), b.n, b.n_regions, **b.options), tables=("1", "3", "4", "5", "6"),
+               needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )

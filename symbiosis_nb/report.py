@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'data_kind', 'over_seeds', 'Card', 'percent', 'figure_html', 'write_html']
 
-# %% ../nbs/50_report.ipynb #0c718bfa
+# %% ../nbs/50_report.ipynb #b748f67d
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from .methods import METHODS
 from .published import PAPERS, golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #334c1537
+# %% ../nbs/50_report.ipynb #dfc34585
 OFFICIAL = {"CelebA": dict(train=162_770, valid=19_867, test=19_962)}
 
 def data_kind(table: AttributeTable) -> str:  # "official", "sample" or "synthetic"
@@ -36,7 +36,7 @@ SAYS = dict(
     sample="Measured on a sample that is not the papers' test set: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic faces: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #4a9ea6b5
+# %% ../nbs/50_report.ipynb #ec29e904
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -77,7 +77,7 @@ class Card:
         "Per-attribute scores of every method"
         return {m: sum(score(r.arrays, self.table.vocab, which) for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #a3f16412
+# %% ../nbs/50_report.ipynb #1fa4289c
 def percent(x, digits=2): return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 def _span(low, high): return f"[{100*low:.2f}, {100*high:.2f}]"
 
@@ -112,7 +112,7 @@ def _printed(self, variant: str | None = "aligned") -> pd.DataFrame:
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #2c3e4451
+# %% ../nbs/50_report.ipynb #e213e4bf
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = sorted({r.config["seed"] for r in self.of(a)} & {r.config["seed"] for r in self.of(b)})
@@ -147,7 +147,7 @@ def _claims(self, claims, metric: str = "AP") -> pd.DataFrame:
 
 Card.difference, Card.comparisons, Card.claims = _difference, _comparisons, _claims
 
-# %% ../nbs/50_report.ipynb #14d0ce14
+# %% ../nbs/50_report.ipynb #62442eeb
 def _selection(self) -> pd.DataFrame:
     "Last epoch, validation-selected, and best-on-test as a row named oracle (never used elsewhere)"
     rows = {}
@@ -194,7 +194,7 @@ def _protocol(self) -> pd.DataFrame:
 
 Card.selection, Card.thresholds, Card.logic, Card.cost, Card.protocol = _selection, _thresholds, _logic, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #9fc1ba25
+# %% ../nbs/50_report.ipynb #12c14416
 def _attributes(self, metric: str = "AP") -> pd.DataFrame:
     "Attribute x method, in percent; subjective attributes are starred"
     out = pd.DataFrame({self.title(m): 100*f[metric] for m, f in self.frames().items()})
@@ -219,7 +219,7 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #afda75e0
+# %% ../nbs/50_report.ipynb #fc9c1182
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
 table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
@@ -236,7 +236,7 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #9a85e49f
+# %% ../nbs/50_report.ipynb #46204bb0
 def _blocks(card):
     "(heading, explanation, HTML, folded) of every block that applies"
     seeds = {(card.title(r.config["method"]), r.config["seed"]): r.log for r in card.runs}

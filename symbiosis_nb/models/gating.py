@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['sum_to_one', 'gated_moments', 'affine_of_bn', 'SSG', 'SSGNet', 'Averaged']
 
-# %% ../../nbs/13_models.gating.ipynb #ac6fc1b0
+# %% ../../nbs/13_models.gating.ipynb #cc93fe02
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .backbones import Backbone, conv_block, pool_blocks, replace_pools
 from .pooling import AttributeModel, fit_masks, region_vectors
 
-# %% ../../nbs/13_models.gating.ipynb #79a4e7ae
+# %% ../../nbs/13_models.gating.ipynb #5c94a353
 def sum_to_one(
     masks: Tensor,      # (B,S,H,W), not negative
     eps: float = 1e-6,  # added to the sum; the paper is silent
@@ -22,7 +21,7 @@ def sum_to_one(
     "Region maps normalised over space (symbiosis, 2.4)"
     return masks / (masks.sum((2, 3), keepdim=True) + eps)
 
-# %% ../../nbs/13_models.gating.ipynb #a066acd2
+# %% ../../nbs/13_models.gating.ipynb #eb6d9797
 def gated_moments(
     y: Tensor,      # (B,C,H,W)
     masks: Tensor,  # (B,S,H,W)
@@ -32,7 +31,7 @@ def gated_moments(
     square = region_vectors(y.square(), masks.square()).mean(0)
     return mean, (square - mean.square()).clamp(min=0)
 
-# %% ../../nbs/13_models.gating.ipynb #ba15645a
+# %% ../../nbs/13_models.gating.ipynb #88b6559d
 def affine_of_bn(
     bn: nn.BatchNorm2d,  # over S*C channels, region-major; its running statistics move in training
     y: Tensor,           # (B,C,H,W)
@@ -54,13 +53,54 @@ def _track(bn, mean, var, n):
     bn.running_mean.lerp_(mean.to(bn.running_mean), bn.momentum)
     bn.running_var.lerp_((var * n / max(n - 1, 1)).to(bn.running_var), bn.momentum)
 
-# %% ../../nbs/13_models.gating.ipynb #1cc92250
-def _gate_and_pool(y, mask, scale, shift, slope):
-    "One region: gate, BN as scale and shift, PReLU, max-pool"
-    per_channel = lambda v: v.to(y.dtype)[:, None, None]
-    gated = torch.addcmul(per_channel(shift), y * mask.to(y.dtype), per_channel(scale))
-    return F.max_pool2d(F.prelu(gated, slope.to(y.dtype)), 2, ceil_mode=True)
+# %% ../../nbs/13_models.gating.ipynb #675c7b3b
+def _one_region(y, mask, scale, shift, slope):
+    "Gate, BN as scale and shift, PReLU, max-pool: (B,C,H,W) -> pooled values and the places they come from"
+    g = torch.addcmul(shift[:, None, None], y * mask, scale[:, None, None])
+    return F.max_pool2d(F.prelu(g, slope), 2, ceil_mode=True, return_indices=True)
 
+def _one_region_backward(y, mask, scale, shift, slope, places, dp):
+    "Gradients of one region, all at the winners: dy and dm (B,C,P) before they return to their places, then scale, shift, slope"
+    y, m = y.flatten(2).gather(2, places), mask.expand_as(y).flatten(2).gather(2, places)
+    u = y * m
+    g = torch.addcmul(shift[:, None], u, scale[:, None])
+    dg = torch.where(g > 0, dp, dp * slope[:, None])
+    du = dg * scale[:, None]
+    return du * m, du * y, (dg * u).sum((0, 2)), dg.sum((0, 2)), (dp * g.clamp(max=0)).sum((0, 2))
+
+# %% ../../nbs/13_models.gating.ipynb #5f72b9d2
+class _GateAndPool(torch.autograd.Function):
+    "All regions, one after another: y (B,C,H,W), masks (B,S,H,W), three (S,C) -> (B,S*C,ceil(H/2),ceil(W/2))"
+    @staticmethod
+    def forward(ctx, y, masks, *affine):
+        (B, C), S, places = y.shape[:2], masks.shape[1], []
+        for k in range(S):
+            p, at = _one_region(y, masks[:, k:k + 1], *(v[k] for v in affine))
+            if k == 0:
+                last = torch.channels_last if p.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+                out = torch.empty((B, S * C, *p.shape[2:]), dtype=p.dtype, device=p.device, memory_format=last)
+            out[:, k * C:(k + 1) * C] = p
+            places.append(at.int())
+        ctx.save_for_backward(y, masks, *affine, *places)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dout):
+        y, masks, scale, shift, slope, *places = ctx.saved_tensors
+        affine, C = (scale, shift, slope), y.shape[1]
+        dy = torch.zeros_like(y, memory_format=torch.contiguous_format).flatten(2)
+        dm = torch.zeros_like(masks, memory_format=torch.contiguous_format).flatten(2) if ctx.needs_input_grad[1] else None
+        daffine = [torch.empty_like(v) for v in affine]
+        for k, at in enumerate(places):
+            at, dp = at.long().flatten(2), dout[:, k * C:(k + 1) * C].flatten(2)
+            back, to_mask, *rest = _one_region_backward(y, masks[:, k:k + 1], *(v[k] for v in affine), at, dp)
+            dy.scatter_add_(2, at, back)
+            if dm is not None: dm[:, k].scatter_add_(1, at.flatten(1), to_mask.flatten(1))
+            for d, r in zip(daffine, rest): d[k] = r
+        return dy.view(y.shape), None if dm is None else dm.view(masks.shape), *daffine
+
+# %% ../../nbs/13_models.gating.ipynb #49489c08
 class SSG(nn.Module):
     "Semantic segmentation based gating: `(x (B,Cin,H,W), masks (B,S,h,w)) -> (B,Cout,H/2,W/2)`, ceil mode (symbiosis, 2.4)"
     def __init__(self,
@@ -85,10 +125,8 @@ class SSG(nn.Module):
         y = self.conv(x)
         masks = self.masks_at(y, masks)
         scale, shift = affine_of_bn(self.bn, y, masks)
-        slope = self.act.weight.view_as(scale)
-        regions = [(y, masks[:, k:k + 1], scale[k], shift[k], slope[k]) for k in range(self.n_regions)]
-        pooled = [checkpoint(_gate_and_pool, *r, use_reentrant=False, preserve_rng_state=False) for r in regions]
-        return self.restore(torch.cat(pooled, 1))
+        affine = (v.to(y.dtype) for v in (scale, shift, self.act.weight.view_as(scale)))
+        return self.restore(_GateAndPool.apply(y, masks.to(y.dtype), *affine))
 
     def literal(self, x: Tensor, masks: Tensor) -> Tensor:
         "The same, as the paper writes it, with NS copies: for tests and for measuring"
@@ -96,7 +134,7 @@ class SSG(nn.Module):
         gated = (y[:, None] * self.masks_at(y, masks)[:, :, None]).flatten(1, 2)      # (B, S*C, H, W)
         return self.restore(F.max_pool2d(self.act(self.bn(gated)), 2, ceil_mode=True))
 
-# %% ../../nbs/13_models.gating.ipynb #3feeef45
+# %% ../../nbs/13_models.gating.ipynb #885b8ea7
 class SSGNet(AttributeModel):
     "A trunk with SSG at some of its pools, then average pooling (symbiosis, row SSG)"
     def __init__(self,
@@ -122,7 +160,7 @@ class SSGNet(AttributeModel):
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:  # (B,3,H,W), (B,S,h,w) -> (B,NA)
         return self.head(self.features(x, self.masks_for(x, masks)).mean((2, 3)))
 
-# %% ../../nbs/13_models.gating.ipynb #d624b61a
+# %% ../../nbs/13_models.gating.ipynb #51ca212e
 class Averaged(nn.Module):
     "Average of several models' predictions, as logits (symbiosis, 2.5, row SSP+SSG)"
     def __init__(self,

@@ -10,8 +10,8 @@ __all__ = ['CELEBA_COUNTS', 'LANDMARKS', 'WIDER_BOXES', 'BERKELEY_COUNTS', 'HELE
            'helen', 'lip', 'fuse_parts', 'celebamask_hq', 'celebamask_hq_attributes', 'lapa', 'nearest_colour',
            'fasseg']
 
-# %% ../../nbs/03_data.official.ipynb #ce303727
-import csv, io, json, os, re, zipfile
+# %% ../../nbs/03_data.official.ipynb #dd20b9f0
+import csv, io, json, os, re, struct, zipfile, zlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
 from ..core import DataError, progress
 from .tables import IGNORE, SPLITS, AttributeTable, ParsingTable, check_split, read_bytes, read_image, split_archive
 from ..vocab import BERKELEY, CELEBA, CELEBAMASK, FASSEG, HELEN, LAPA, LIP, WIDER
 
-# %% ../../nbs/03_data.official.ipynb #e9a8a3e7
+# %% ../../nbs/03_data.official.ipynb #575081bc
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
           b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8", b"\xfe\xff": "is UTF-16 text: save it as UTF-8"}
 
@@ -57,7 +56,7 @@ def read_rows(
     "Lines split at white space of any length: CelebA's header ends in a space, its numbers are padded"
     return [(i, fields) for i, line in enumerate(read_text(path).splitlines(), 1) if (fields := line.split())]
 
-# %% ../../nbs/03_data.official.ipynb #5ec6fbe2
+# %% ../../nbs/03_data.official.ipynb #b6a2554a
 _IMAGE = (".jpg", ".jpeg", ".png", ".bmp")
 
 def _is_image(name): return name.lower().endswith(_IMAGE)
@@ -80,7 +79,7 @@ def read_csv(
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None
 
-# %% ../../nbs/03_data.official.ipynb #00426d77
+# %% ../../nbs/03_data.official.ipynb #9bb9153a
 @dataclass
 class Numbers:
     "An annotation file: one name and n numbers per line"
@@ -116,7 +115,7 @@ def _columns(header, columns, path):
                               + f" (or has it twice); it has {_short(' '.join(header), 120)}: is this the right file?")
     return [seen.index(_norm(c)) for c in columns]
 
-# %% ../../nbs/03_data.official.ipynb #8498853f
+# %% ../../nbs/03_data.official.ipynb #4fbb0dff
 def _text_table(path, columns, notes, problems):
     "Rows of a .txt annotation file as (line, [name, value, ...]), columns in order"
     rows, n = read_rows(path), len(columns)
@@ -142,7 +141,7 @@ def _csv_table(path, columns, notes, problems):
     problems += [f"line {line}: {len(f)} columns, expected {width}" for line, f in rows if len(f) != width]
     return [(line, [f[k] for k in (key, *order)]) for line, f in rows if len(f) == width]
 
-# %% ../../nbs/03_data.official.ipynb #4fad4893
+# %% ../../nbs/03_data.official.ipynb #0326beb2
 def read_numbers(
     path: Path,      # a .txt file (count line and header optional) or a .csv file
     columns: tuple,  # names of the columns wanted, in the order wanted
@@ -163,7 +162,7 @@ def read_numbers(
     if not names: raise DataError(f"{path} has no rows: fetch it again")
     return Numbers(path, columns, names, list(first), np.array(values).reshape(-1, len(columns)), list(first.values()), notes)
 
-# %% ../../nbs/03_data.official.ipynb #c9b0f339
+# %% ../../nbs/03_data.official.ipynb #b1fc7802
 def _root(root):
     root = Path(root).expanduser()
     if not root.is_dir(): raise DataError(f"{root}: there is no such folder: give the folder that holds the data set")
@@ -202,7 +201,7 @@ def need(
            "; 7z archives are not read: unpack them" if there("*.7z*") else ""
     raise DataError(f"{root}: found no {' or '.join(names)} here" + f", nor in {', '.join(folders)}"*bool(folders) + hint)
 
-# %% ../../nbs/03_data.official.ipynb #c70f100c
+# %% ../../nbs/03_data.official.ipynb #cfa86747
 def _zip_names(archive):
     try:
         with zipfile.ZipFile(archive) as z: return z.namelist()
@@ -228,7 +227,7 @@ def list_images(
 
 def _stems(place, deep=False): return {_stem(n): p for n, p in list_images(place, deep).items()}
 
-# %% ../../nbs/03_data.official.ipynb #792bd25d
+# %% ../../nbs/03_data.official.ipynb #e7007d87
 def _parts(split): return ", ".join(f"{s} {(np.asarray(split) == s).sum():,}" for s in SPLITS)
 
 def keep_complete(
@@ -266,7 +265,7 @@ def check_counts(
     return [f"{'a subset' if n < full else 'more than the official set'}: {n:,} of {full:,} official {unit} ({_parts(split)}); "
             "scores are not comparable with published ones"]
 
-# %% ../../nbs/03_data.official.ipynb #b90c11a5
+# %% ../../nbs/03_data.official.ipynb #1ee3de9f
 def _decode(path):
     "One image as it is stored (no conversion); raises `DataError` like `read_image`"
     try: image = Image.open(io.BytesIO(read_bytes(path))); image.load(); return image
@@ -293,7 +292,7 @@ def check_files(
             except DataError as e: problems.append(str(e).splitlines()[0])
     if problems: raise DataError(f"{table.name}: {len(problems)} damaged file(s) among {len(table):,} samples: fetch them again", problems)
 
-# %% ../../nbs/03_data.official.ipynb #2e0cfc6d
+# %% ../../nbs/03_data.official.ipynb #4eaa2833
 CELEBA_COUNTS = dict(train=162_770, valid=19_867, test=19_962)
 LANDMARKS = tuple("lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y".split())
 _CELEBA_FOLDERS = ("Anno", "Eval", "Img", "celeba", "CelebA", "data", "img_celeba.7z", "img_align_celeba_png.7z")
@@ -317,7 +316,7 @@ def _celeba_places(root, variant, files):
     look = lambda k: (need if k in ("attr", "images") else find)(root, *wanted[k], folders=_CELEBA_FOLDERS)
     return {k: given.get(k) or look(k) for k in wanted}
 
-# %% ../../nbs/03_data.official.ipynb #ad138cc9
+# %% ../../nbs/03_data.official.ipynb #8f1c5cca
 def official_part(
     number: int,  # 1 .. 202599, the number in a CelebA file name
 ) -> str:         # "train", "valid" or "test"
@@ -348,7 +347,7 @@ def _celeba_split(path, attr, notes):
     if lost: raise DataError(f"{path}: {len(lost)} of {len(rows)} labelled images have no part: do the two lists belong together?", lost)
     return np.array(SPLITS)[parts.values[rows, 0].astype(int)]
 
-# %% ../../nbs/03_data.official.ipynb #99c547e7
+# %% ../../nbs/03_data.official.ipynb #d6de9050
 def _celeba_extra(place, kind, columns, stems, notes):
     "Values of an optional list, one row per image, NaN where it has none; None without the list"
     if place.get(kind) is None: return None
@@ -376,7 +375,7 @@ def _fit_aligned(landmarks, paths, notes):
                  + ("" if landmarks is None else "; landmarks are scaled along" if len(sizes) == 1 else "; landmarks are left out"))
     return landmarks*np.divide(*sizes, (178, 218)) if landmarks is not None and len(sizes) == 1 else None
 
-# %% ../../nbs/03_data.official.ipynb #5e526ddb
+# %% ../../nbs/03_data.official.ipynb #7756a117
 def celeba(
     root,                       # the folder that holds the set, in any of the known layouts
     variant: str = "aligned",   # "aligned" (img_align_celeba) or "original" (img_celeba, in the wild, with boxes)
@@ -404,7 +403,7 @@ def celeba(
     notes += _celeba_counts(table, stems)
     return table
 
-# %% ../../nbs/03_data.official.ipynb #6f6ebb44
+# %% ../../nbs/03_data.official.ipynb #e20b7c07
 def _celeba_counts(table, stems):
     "Official counts of a full set, or the one line about a subset"
     notes = check_counts(table.name, table.split, CELEBA_COUNTS)
@@ -416,7 +415,7 @@ def _celeba_counts(table, stems):
         if moved: notes[0] += f"; {moved:,} of them are not in their official part"
     return notes
 
-# %% ../../nbs/03_data.official.ipynb #7a470b3a
+# %% ../../nbs/03_data.official.ipynb #e667184a
 def hold_out(
     split: np.ndarray,   # (N,) parts
     groups: np.ndarray,  # (N,) who or what must stay together
@@ -436,8 +435,9 @@ def hold_out(
     notes.append(f"the set has no validation part: {len(held):,} training samples are held out as 'valid' (valid_share={share}, seed={seed})")
     return split
 
-# %% ../../nbs/03_data.official.ipynb #b42b37ab
+# %% ../../nbs/03_data.official.ipynb #893d7103
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_MAT5_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8", 17: "u2", 18: "u4"}
 
 def _mat73(path):
     "Variables of an HDF5 .mat file: numbers in MATLAB's orientation, cells and text as lists of str"
@@ -451,11 +451,42 @@ def _mat73(path):
         return np.asarray(d[()]).T
     with h5py.File(path, "r") as f: return {k: value(f, f[k]) for k in f if isinstance(f[k], h5py.Dataset)}
 
-def _mat5(path):
-    "Variables of an older .mat file, in the same form"
-    flat = lambda v: [t for x in v.ravel() for t in flat(np.asarray(x))] if v.dtype == object else [str(t).strip() for t in v.ravel()]
-    return {k: flat(v) if v.dtype.kind in "OU" else v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
+# %% ../../nbs/03_data.official.ipynb #d3d9e243
+def _mat5_elements(data, end):
+    "(type, bytes) of every element in a stretch of a MATLAB 5 file; short elements share their tag"
+    at = 0
+    while at + 8 <= len(data):
+        kind, n = struct.unpack(end + "II", data[at:at + 8])
+        start, step = at + 8, 8 + n + (-n % 8)*(kind != 15)
+        if kind >> 16: kind, n, start, step = kind & 0xffff, kind >> 16, at + 4, 8
+        if start + n > len(data): raise ValueError("cut off")
+        yield kind, data[start:start + n]
+        at += step
 
+def _mat5_array(data, end):
+    "(name, value) of one variable: numbers in their shape, a cell or text as a list of str, None for what is neither"
+    parts = _mat5_elements(data, end)
+    (_, flags), (_, dims), (_, name) = next(parts), next(parts), next(parts)
+    kind, shape = struct.unpack(end + "I", flags[:4])[0] & 0xff, tuple(np.frombuffer(dims, end + "i4"))
+    if min(shape) < 0: raise ValueError("negative size")
+    if kind == 1: value = [t for _, cell in parts for t in _mat5_array(cell, end)[1] or [""]]
+    elif kind == 4 or 6 <= kind <= 15:
+        stored, body = next(parts, (1, b""))
+        codes = [ord(c) for c in body.decode()] if stored == 16 else np.frombuffer(body, end + _MAT5_TYPES[stored])
+        value = np.reshape(codes, shape, order="F")
+        if kind == 4: value = ["".join(map(chr, row)).strip() for row in value]
+    else: value = None
+    return name.decode("ascii", "replace"), value
+
+def _mat5(path):
+    "Variables of a MATLAB 5 file. Written out here since SciPy's reader can crash the interpreter on a damaged file"
+    data = read_bytes(path)
+    end = {b"IM": "<", b"MI": ">"}[data[126:128]]
+    opened = ((14, zlib.decompress(body)[8:]) if kind == 15 else (kind, body) for kind, body in _mat5_elements(data[128:], end))
+    found = dict(_mat5_array(body, end) for kind, body in opened if kind == 14)
+    return {k: v for k, v in found.items() if v is not None}
+
+# %% ../../nbs/03_data.official.ipynb #d0371730
 def read_mat(
     path: Path,  # a .mat file, MATLAB 7.3 (HDF5) or older
 ) -> dict:       # variable -> number array in MATLAB's orientation, or list of strings
@@ -467,7 +498,7 @@ def read_mat(
     except ImportError: raise
     except Exception as e: raise DataError(f"{path} is a damaged .mat file ({type(e).__name__}: {str(e)[:80]}): fetch it again") from None
 
-# %% ../../nbs/03_data.official.ipynb #a4cafd54
+# %% ../../nbs/03_data.official.ipynb #a3286655
 def _variables(path, *names):
     "The named variables of a .mat file"
     found = read_mat(path)
@@ -499,7 +530,7 @@ def _lfwa_split(path, n, notes):
     if (split == "").any(): notes.append(f"{(split == '').sum():,} images are in neither part and left out")
     return split
 
-# %% ../../nbs/03_data.official.ipynb #52f1ec2f
+# %% ../../nbs/03_data.official.ipynb #34c034b3
 def lfwa(
     root,                       # the folder with the .mat files and the images
     images: str = "lfw",        # the image folder: "lfw", or "lfw-deepfunneled", "lfw_funneled"
@@ -523,7 +554,7 @@ def lfwa(
     return AttributeTable("LFWA", CELEBA, [paths[i] for i in rows], labels[rows], np.ones((len(rows), 40), bool), split,
                           np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #053457d4
+# %% ../../nbs/03_data.official.ipynb #26c61758
 WIDER_BOXES = 57_524  # 28,345 of training and validation, 29,179 of testing
 
 def _json(path):
@@ -563,7 +594,7 @@ def _wider_targets(path):
     _complain(path, problems)
     return targets
 
-# %% ../../nbs/03_data.official.ipynb #c6762cdb
+# %% ../../nbs/03_data.official.ipynb #39de5f09
 def clip_boxes(
     boxes: np.ndarray,  # (N, 4) x, y, width, height
     sizes: np.ndarray,  # (N, 2) width, height of the images
@@ -608,7 +639,7 @@ def wider_attribute(
     values = np.array([targets[i][2] for i in keep]).reshape(-1, len(WIDER))
     return AttributeTable(name, WIDER, [paths[i] for i in keep], values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #e56e3fca
+# %% ../../nbs/03_data.official.ipynb #e5eac8c4
 BERKELEY_COUNTS = dict(train=4013, test=4022)
 
 def _berkeley_part(folder):
@@ -645,7 +676,7 @@ def berkeley_attributes(
     split = hold_out(split[keep], np.array(names)[keep], valid_share, seed, notes)
     return AttributeTable(name, BERKELEY, [paths[i] for i in keep], values[keep, 4:] > 0, values[keep, 4:] != 0, split, boxes=boxes, frame="box", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #55f53e26
+# %% ../../nbs/03_data.official.ipynb #726e7875
 def read_indices(
     path: Path,     # a grey or palette image
     n_regions: int, # label numbers must be below, or 255 (ignore)
@@ -688,7 +719,7 @@ def _listed(lists: dict):
     if twice: raise DataError(f"{next(iter(lists.values())).parent}: {len(twice)} names lie in more than one part: the lists do not belong together", twice)
     return names, parts
 
-# %% ../../nbs/03_data.official.ipynb #d110d088
+# %% ../../nbs/03_data.official.ipynb #b97d4cc0
 HELEN_COUNTS = dict(train=2000, valid=230, test=100)
 _HELEN_FOLDERS = ("SmithCVPR2013_dataset_resized", "SmithCVPR2013_dataset_original", "SmithCVPR2013_dataset", "helen")
 
@@ -726,7 +757,7 @@ def helen(
     notes += check_counts("Helen", split, HELEN_COUNTS)
     return ParsingTable("Helen", HELEN, paths, split, lambda i: soft(i).argmax(0).astype(np.uint8), soft, notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #4acd6b9a
+# %% ../../nbs/03_data.official.ipynb #be96bc50
 LIP_COUNTS = dict(train=30_462, val=10_000)
 _LIP_FOLDERS = ("LIP", "TrainVal_images", "TrainVal_parsing_annotations", "train_val_images")
 
@@ -755,7 +786,7 @@ def lip(
     notes += check_counts("LIP", parts, LIP_COUNTS)
     return _pair_table("LIP", LIP, pairs, on_missing, notes, root)
 
-# %% ../../nbs/03_data.official.ipynb #911f854e
+# %% ../../nbs/03_data.official.ipynb #95c8c421
 MASKHQ_COUNTS = dict(train=24_183, valid=2_993, test=2_824)
 _MASKHQ_FOLDERS = ("CelebAMask-HQ", "CelebAMaskHQ")
 _ANNO, _FUSED = ("CelebAMask-HQ-mask-anno", "CelebAMaskHQ-mask-anno"), ("CelebAMask-HQ-mask", "CelebAMaskHQ-mask")
@@ -788,7 +819,7 @@ def _part_files(anno):
         if number.isascii() and number.isdigit() and part in CELEBAMASK.names: found.setdefault(str(int(number[:9])), {})[part] = path
     return found
 
-# %% ../../nbs/03_data.official.ipynb #bad1293f
+# %% ../../nbs/03_data.official.ipynb #2837fadf
 def _mapping(path):
     "CelebA-HQ index as text -> part, by the number of the original; with or without the header line"
     rows, problems, parts = read_rows(path), [], {}
@@ -818,7 +849,7 @@ def _maskhq_parts(base, notes):
     notes.append("no CelebA-HQ-to-CelebA-mapping.txt and no split.txt: every image counts as 'train', CelebA's test faces among them")
     return None
 
-# %% ../../nbs/03_data.official.ipynb #bad02e29
+# %% ../../nbs/03_data.official.ipynb #375cb1b4
 def _maskhq_labels(base, masks, order):
     "(image folder, name -> label source, reader of one source)"
     images = find(base, "CelebA-HQ-img", "images", folders=_MASKHQ_FOLDERS)
@@ -854,7 +885,7 @@ def celebamask_hq(
     def read_label(i): return _enlarge(read(sources[i]), next(iter(sources[i].values())) if isinstance(sources[i], dict) else sources[i], paths[i])
     return ParsingTable(name, CELEBAMASK, paths, split, read_label, notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #c32e08c2
+# %% ../../nbs/03_data.official.ipynb #4b13aa51
 def celebamask_hq_attributes(
     root,                       # the folder with CelebA-HQ-img and CelebAMask-HQ-attribute-anno.txt
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
@@ -873,7 +904,7 @@ def celebamask_hq_attributes(
     return AttributeTable("CelebAMask-HQ", CELEBA, [paths[i] for i in keep], attr.values[keep] > 0, np.ones((len(keep), 40), bool), split[keep],
                           frame="whole", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #c06ffe84
+# %% ../../nbs/03_data.official.ipynb #dba7ba35
 def lapa(
     root,                       # the folder with train/, val/ and test/
     exclude: tuple = (),        # leave out names that begin with one of these, for example ("HELEN_",)
@@ -890,7 +921,7 @@ def lapa(
         if n: notes.append(f"{n:,} images are {prefix[:-1]}'s: do not test on that set after training on these (exclude=('{prefix}',) leaves them out)")
     return _pair_table("LaPa", LAPA, pairs, on_missing, notes, root)
 
-# %% ../../nbs/03_data.official.ipynb #c483292a
+# %% ../../nbs/03_data.official.ipynb #ef3dae2d
 def nearest_colour(
     path: Path,     # a colour picture
     colors: tuple,  # RGB of every region

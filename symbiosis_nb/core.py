@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'DataError', 'seed_everything', 'atomic_write', 'write_json', 'read_json', 'digest', 'git_commit',
-           'hardware', 'fingerprint', 'cache_dir', 'quiet', 'progress']
+           'hardware', 'fingerprint', 'cache_dir', 'quiet', 'progress', 'refuse_unknown']
 
-# %% ../nbs/00_core.ipynb #f1bd1644
+# %% ../nbs/00_core.ipynb #829e4d5a
 import hashlib, json, os, platform, random, subprocess, sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #c08f626a
+# %% ../nbs/00_core.ipynb #9f70a66d
 class DataError(Exception):
     "A fault in given data: the message names the file, line or image, and says what to do"
     def __init__(self,
@@ -28,7 +28,7 @@ class DataError(Exception):
         more = f"\n  … and {len(self.problems) - 10} more" if len(self.problems) > 10 else ""
         super().__init__(message + shown + more)
 
-# %% ../nbs/00_core.ipynb #d6cda953
+# %% ../nbs/00_core.ipynb #e5ee0442
 def seed_everything(
     seed: int,  # any non-negative integer
 ):
@@ -36,7 +36,7 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
-# %% ../nbs/00_core.ipynb #1698ffa3
+# %% ../nbs/00_core.ipynb #8d8dc673
 @contextmanager
 def atomic_write(
     path: str | Path,  # the final name; its folder is made
@@ -68,7 +68,7 @@ def read_json(
     except FileNotFoundError: raise DataError(f"{path} is missing") from None
     except ValueError as e: raise DataError(f"{path} is not JSON ({e}): delete it and run again") from None
 
-# %% ../nbs/00_core.ipynb #39082954
+# %% ../nbs/00_core.ipynb #bcee5a6c
 def _feed(h, x):
     "Feed one value into the hash, with its type, so that 1 and '1' differ"
     if isinstance(x, np.ndarray): h.update(f"nd{x.dtype}{x.shape}".encode()); h.update(np.ascontiguousarray(x).tobytes())
@@ -88,7 +88,7 @@ def digest(
     for x in things: _feed(h, x); h.update(b"|")
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #832c2799
+# %% ../nbs/00_core.ipynb #04dfc4de
 PACKAGES = "symbiosis_nb torch torchvision fastai timm numpy pandas scikit-learn pillow".split()
 
 def _version(name):
@@ -116,7 +116,7 @@ def fingerprint(
     return dict(commit=git_commit(), python=platform.python_version(), hardware=hardware(),
                 packages={p: _version(p) for p in PACKAGES}, **extra)
 
-# %% ../nbs/00_core.ipynb #878c89f3
+# %% ../nbs/00_core.ipynb #a0989a58
 def cache_dir() -> Path:  # `$SYMBIOSIS_CACHE`, else `~/.cache/symbiosis_nb`; created when missing
     "Where generated data sets, pixel stores and weights lie"
     path = Path(os.environ.get("SYMBIOSIS_CACHE") or Path.home()/".cache"/"symbiosis_nb").expanduser()
@@ -132,5 +132,15 @@ def progress(
     desc: str = "",     # what is going on, for example "decoding"
     total: int | None = None,  # number of steps where `iterable` does not know
 ):
-    "A progress bar that disappears when it is done"
+    "A progress bar on the terminal or in a notebook, gone when it is done"
     return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet())
+
+# %% ../nbs/00_core.ipynb #879aa2ba
+def refuse_unknown(
+    namespace: dict,  # `globals()` of the notebook
+    known: str,       # names of its parameters, separated by spaces
+):
+    "Raise `ValueError` when the notebook was given a parameter that it does not have"
+    plain = (str, int, float, bool, list, dict, tuple, type(None))
+    given = {k for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out") and isinstance(v, plain)}
+    if unknown := given - set(known.split()): raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}: this notebook knows {', '.join(known.split())}")

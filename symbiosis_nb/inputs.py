@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BOXES', 'PARSER_FILES', 'PARSER_AUGMENT', 'PARSERS', 'NEEDS', 'Job', 'resolve', 'limit_table', 'pictures',
            'box_masks', 'is_finished', 'to_regions', 'parsing_fields', 'default_device', 'ParserRun', 'parser_run',
-           'mask_store', 'region_masks', 'Ready', 'prepare']
+           'mask_store', 'job_parser', 'mask_size', 'region_masks', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #690a2049
+# %% ../nbs/32_inputs.ipynb #0c6696eb
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #1d314e91
+# %% ../nbs/32_inputs.ipynb #10caae02
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -68,7 +68,7 @@ def resolve(profile: Profile, m: Method) -> Profile:
     return replace(profile, size=tuple(profile.size or m.size), backbone=profile.backbone or m.trunk, recipe=profile.recipe or m.recipe,
                    weights=profile.weights or (m.weights if own else None))
 
-# %% ../nbs/32_inputs.ipynb #7bc58831
+# %% ../nbs/32_inputs.ipynb #8d5a0182
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -78,7 +78,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #1a0d01d3
+# %% ../nbs/32_inputs.ipynb #4d76ed3e
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -95,7 +95,7 @@ def _frame_of(path):
 
 def box_masks(job: Job) -> Field:
     "Sixteen boxes around the landmarks as masks (symbiosis, 2.5); raises `DataError` when the table has no landmarks"
-    t, size = job.table, tuple(s//job.profile.mask_share for s in job.profile.size)
+    t, size = job.table, mask_size(job.profile)
     if t.landmarks is None: raise DataError(f"{t.name}: method bbox needs landmarks; put list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt) beside the attributes")
     def make(rows):
         frames = [_frame_of(t.paths[r]) for r in rows] if t.frame != "aligned" else [_frame_of(t.paths[rows[0]])]*len(rows)
@@ -105,7 +105,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #e36f3d4a
+# %% ../nbs/32_inputs.ipynb #14f0e793
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
@@ -131,7 +131,7 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #d83d1d09
+# %% ../nbs/32_inputs.ipynb #9c527085
 PARSERS = dict(small=lambda n, width: small_parser(n, width), encoder_decoder=lambda n, width: EncoderDecoder(n, width))
 
 @dataclass
@@ -172,7 +172,7 @@ def _train_parser(table, profile, config, folder):
     seed_everything(config["seed"])
     net = PARSERS[profile.parser](len(table.regions), config["width"]).to(default_device())
     learn = parsing_learner(_parsing_dls(table, image, labels, profile.parser_recipe.bs), net, len(table.regions), path=folder, precision=profile.precision)
-    learn.fit_recipe(profile.parser_recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(profile.parser_recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
     test = parsing_loader(table, [image], labels, "test" if (table.split == "test").any() else "valid", profile.parser_recipe.bs, device=default_device())
     frame, means = parsing_scores(net, test, profile.precision)
     with atomic_write(folder/"scores.parquet") as tmp: frame.to_parquet(tmp)
@@ -182,7 +182,7 @@ def _train_parser(table, profile, config, folder):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #bab858cd
+# %% ../nbs/32_inputs.ipynb #5756526b
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -200,14 +200,22 @@ def _require_parsing(job):
     if job.parsing is None:
         raise DataError(f"method {job.method.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...) or, without data, the synthetic one (make_parsing)")
 
+def job_parser(job: Job) -> ParserRun:
+    "The parser of a job: trained on its parsing set, the same for every seed and method"
+    _require_parsing(job)
+    return parser_run(job.parsing, job.profile, 0, job.out)
+
+def mask_size(profile: Profile) -> tuple:
+    "Height and width of stored masks"
+    return tuple(s//profile.mask_share for s in profile.size)
+
 def region_masks(job: Job) -> Field:
     "Masks of the job's pictures from a parser trained on the job's parsing set (symbiosis, 2.2)"
-    _require_parsing(job)
-    trained, p = parser_run(job.parsing, job.profile, 0, job.out), job.profile
-    store = mask_store(pictures(job), trained.load(), tuple(s//p.mask_share for s in p.size), trained.digest)
+    trained = job_parser(job)
+    store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #715c1d19
+# %% ../nbs/32_inputs.ipynb #e0f9438e
 NEEDS = {None: lambda job: [], "parsing": lambda job: [], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass
@@ -219,6 +227,7 @@ class Ready:
     n_regions: int | None = None
     loss: nn.Module | None = None     # None: the model's own, else masked BCE
     parsing_test: object = None       # loader of the parsing set's test part, for methods that also parse
+    parser: ParserRun | None = None   # what made the masks
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
 def prepare(job: Job) -> Ready:
@@ -230,7 +239,7 @@ def prepare(job: Job) -> Ready:
     if m.needs == "parsing": return _with_parsing(job, fields, pixels.ok)
     regions = next((len(f.regions) for f in fields if f.kind == "maps"), None)
     dls = lambda: attribute_dls(job.table, fields, p.recipe.bs, Augment(), pixels.ok, device=default_device())
-    return Ready(fields, pixels.ok, dls, regions, sources={f.kind: f.store.digest for f in fields})
+    return Ready(fields, pixels.ok, dls, regions, parser=job_parser(job) if m.needs == "masks" else None, sources={f.kind: f.store.digest for f in fields})
 
 def _with_parsing(job, fields, ok):
     "Mixed mini-batches of both tasks (symbiosis, 3.4); face sets keep Helen's eleven labels, which the paper leaves open"

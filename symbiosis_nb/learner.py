@@ -7,7 +7,7 @@ __all__ = ['attribute_logits', 'MeanScore', 'default_metrics', 'pick_precision',
            'attribute_learner', 'MeanIoU', 'parsing_learner', 'parsing_scores', 'Selection', 'Checkpoint',
            'distributed', 'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #e2ab3d5e
+# %% ../nbs/31_learner.ipynb #277742dd
 import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #bf6cada5
+# %% ../nbs/31_learner.ipynb #aeac4edf
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -53,7 +53,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #d83ff0ae
+# %% ../nbs/31_learner.ipynb #57ae8895
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -83,7 +83,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #5bb3dc81
+# %% ../nbs/31_learner.ipynb #8f7d760c
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -110,7 +110,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #304f2d3b
+# %% ../nbs/31_learner.ipynb #35c18aa9
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -155,7 +155,7 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #42846d19
+# %% ../nbs/31_learner.ipynb #d98f4147
 class MeanIoU(Metric):
     "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
     def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
@@ -199,7 +199,7 @@ def parsing_scores(
     frame = M.parsing_frame(matrix, regions.names)
     return frame, M.parsing_means(frame)
 
-# %% ../nbs/31_learner.ipynb #097e9050
+# %% ../nbs/31_learner.ipynb #50a20f5f
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -212,7 +212,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #e2754854
+# %% ../nbs/31_learner.ipynb #e7d58f08
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -237,7 +237,7 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #a08deb4d
+# %% ../nbs/31_learner.ipynb #c9fd7fce
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
@@ -277,7 +277,7 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #938ee9ba
+# %% ../nbs/31_learner.ipynb #ed0882ff
 @contextlib.contextmanager
 def distributed(
     learn: Learner,
@@ -288,7 +288,7 @@ def distributed(
     except NameError: raise ImportError("training on several processes needs the accelerate package: pip install 'symbiosis_nb[distributed]'") from None
     with learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available()): yield
 
-# %% ../nbs/31_learner.ipynb #2772263c
+# %% ../nbs/31_learner.ipynb #1ee13649
 @torch.no_grad()
 def predict(
     model: nn.Module,

@@ -18,7 +18,7 @@ __all__ = ['CAUSES', 'BEARD', 'ORDER', 'GOLDEN', 'ALIGNED', 'CENTRE', 'SKIN', 'N
            'landmarks', 'face_boxes', 'cues', 'celeba_text', 'noisy_labels', 'write_pictures', 'write_wild',
            'write_cues', 'make_faces', 'read_faces']
 
-# %% ../../nbs/04_data.synthetic.ipynb #cc9092df
+# %% ../../nbs/04_data.synthetic.ipynb #79f62f87
 import io, math, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from .official import celeba
 from .tables import SPLITS
 from ..vocab import CELEBA, HAIR_COLOURS, HELEN
 
-# %% ../../nbs/04_data.synthetic.ipynb #37aa130b
+# %% ../../nbs/04_data.synthetic.ipynb #97b3db9a
 def uniform(
     seed: int,        # which world
     name: str,        # which question, for example "eye colour"
@@ -55,7 +55,7 @@ def normal(seed, name, ids):
     "As `uniform`, standard normal"
     return ndtri(uniform(seed, name, ids))
 
-# %% ../../nbs/04_data.synthetic.ipynb #00714559
+# %% ../../nbs/04_data.synthetic.ipynb #f702d98a
 CAUSES = """
 5_o_Clock_Shadow    .5 rough -.2
 Arched_Eyebrows     .7 male -.45 makeup .35
@@ -128,7 +128,7 @@ def attribute_scores(seed, index, identity):
         scores[:, j] += rest*(math.sqrt(own)*normal(seed, f"{name} who", identity) + math.sqrt(1 - own)*normal(seed, f"{name} now", index))
     return scores
 
-# %% ../../nbs/04_data.synthetic.ipynb #70bff3ba
+# %% ../../nbs/04_data.synthetic.ipynb #242b0391
 def eligible(
     name: str,           # an attribute
     labels: np.ndarray,  # (N, 40) bool: what is decided so far
@@ -161,7 +161,7 @@ def _cuts():
     ids = np.arange(40_000)
     return decide(attribute_scores(-1, ids, ids//2))[1]
 
-# %% ../../nbs/04_data.synthetic.ipynb #3080ee1a
+# %% ../../nbs/04_data.synthetic.ipynb #b56f5264
 @dataclass
 class Faces:
     "N faces that can be drawn: what they have, and the ids all chance depends on"
@@ -189,7 +189,7 @@ class Faces:
         g = (1 - gap)/2*r + self.on(name)*(1 + gap)/2
         return lo + (hi - lo)*g
 
-# %% ../../nbs/04_data.synthetic.ipynb #3f1bf342
+# %% ../../nbs/04_data.synthetic.ipynb #40cf010b
 def repair(
     labels: np.ndarray,  # (N, 40) bool
     name: str,           # the attribute that was just changed, which stays
@@ -215,7 +215,7 @@ def toggle(
     labels[:, j] ^= True
     return replace(faces, labels=repair(labels, name))
 
-# %% ../../nbs/04_data.synthetic.ipynb #34b6dcdd
+# %% ../../nbs/04_data.synthetic.ipynb #13202cfa
 def identities(
     seed: int,
     n: int,          # pictures
@@ -243,7 +243,7 @@ def sample_faces(
     index = np.arange(1, n + 1)
     return Faces(decide(attribute_scores(seed, index, identity), _cuts())[0], index, identity, seed, look), split
 
-# %% ../../nbs/04_data.synthetic.ipynb #f3ad7030
+# %% ../../nbs/04_data.synthetic.ipynb #021d2cdc
 def ellipse(x, y, rx, ry):
     "Distance to an ellipse around the origin, measured along the ray from the centre"
     k = torch.sqrt((x/rx)**2 + (y/ry)**2) + 1e-6
@@ -277,7 +277,7 @@ def line(x, y, ax, ay, bx, by, r):
     t = (((x - ax)*dx + (y - ay)*dy)/(dx*dx + dy*dy)).clamp(0, 1)
     return torch.sqrt((x - ax - t*dx)**2 + (y - ay - t*dy)**2) - r
 
-# %% ../../nbs/04_data.synthetic.ipynb #88db96c1
+# %% ../../nbs/04_data.synthetic.ipynb #94974b60
 def rgb(*values):
     "(1, 3, 1, 1) colour from 0..255"
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)/255
@@ -298,7 +298,7 @@ def ramp(t, colours):
     i = s.long().clamp(max=len(table) - 2)
     return torch.lerp(table[i], table[i + 1], (s - i)[:, None])[:, :, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #087248a8
+# %% ../../nbs/04_data.synthetic.ipynb #fb3531ce
 ALIGNED = (0., 0., 178., 218.)  # x0, y0, x1, y1 of the aligned frame
 CENTRE = (88.5, 111.5)          # the point between the eyes in that frame
 
@@ -350,7 +350,7 @@ class Canvas:
                                 rows=rows if self.rows is None else self.rows[rows])
             yield sub
 
-# %% ../../nbs/04_data.synthetic.ipynb #40acb82b
+# %% ../../nbs/04_data.synthetic.ipynb #b139c403
 def window(c, box, depth, scene):
     "Row and column slices that hold the box of every face"
     x0, y0, x1, y1 = (torch.as_tensor(v, dtype=torch.float32) for v in box)
@@ -402,11 +402,11 @@ class Patch:
         "A soft shadow around a shape that is about to be laid"
         return self.lay(d - soft/3, rgb(*colour), soft=soft, opacity=opacity)
 
-# %% ../../nbs/04_data.synthetic.ipynb #e577f1b7
+# %% ../../nbs/04_data.synthetic.ipynb #28828bf0
 SKIN = ((250, 222, 200), (240, 198, 168), (224, 172, 137), (196, 140, 102), (155, 103, 72), (110, 70, 48), (84, 54, 40))
 NATURAL = dict(Black_Hair=((20, 18, 22), (42, 36, 38)), Brown_Hair=((82, 50, 30), (124, 82, 50)),
                Blond_Hair=((206, 164, 96), (240, 216, 158)), Gray_Hair=((138, 138, 142), (206, 206, 210)))
-OTHER_HAIR = ((170, 70, 32), (196, 96, 46), (140, 46, 28), (104, 24, 42), (182, 84, 40), (150, 60, 44), (52, 104, 112), (190, 104, 140))
+OTHER_HAIR = ((158, 78, 46), (178, 98, 60), (134, 52, 36), (98, 32, 44), (150, 64, 40), (118, 44, 50), (70, 108, 116), (176, 112, 140), (186, 116, 78))
 
 def skin_colour(f: Faces):
     "Skin, dark where `pigment` says so, washed out when pale"
@@ -430,14 +430,14 @@ def crooked(f: Faces):
     "(N, 1, 1) -1..1: how far the face is from mirror symmetry, and to which side; little where Attractive"
     return f.grade("Attractive", 1., 0.)*torch.where(f.u("crooked side", who=True) < .5, -1., 1.)
 
-# %% ../../nbs/04_data.synthetic.ipynb #a80f262d
+# %% ../../nbs/04_data.synthetic.ipynb #9b1fda9a
 def anatomy(f: Faces):
     "The measures of each face, (N, 1, 1) in aligned pixels, and its colours, (N, 3, 1, 1)"
     own = lambda name, s: f.u(name, -s, s, who=True)
     male, oval, chubby = f.on("Male"), f.grade("Oval_Face"), f.grade("Chubby")
     g = SimpleNamespace(skin=skin_colour(f), hair=hair_colour(f), long=hair_length(f), lop=crooked(f), light=f.u("light side", -1, 1))
-    g.rx = 41.5 - 3.5*oval + own("width", 1.5) + 2.5*chubby
-    g.chin = 61 + 5*oval + own("length", 1.5)
+    g.rx = 42.5 - 5*oval + own("width", 1.5) + 2.5*chubby
+    g.chin = 60.5 + 6.5*oval + own("length", 1.5)
     g.jaw = (.62*male + .25 - .35*oval + own("jaw", .1)).clamp(0, 1)
     g.taper, g.puff = .10 + .10*oval - .07*male, .02 + .16*chubby
     g.eye_dx, g.eye_dy = 19.5 + own("eye distance", 1.), 1.6*g.lop
@@ -467,14 +467,15 @@ def skin_shade(p, dark=0.):
 def strands(p, bright=1.):
     "Hair colour with strands that run from the parting: straight lines, waves, or smooth"
     f, g = p.c.f, p.c.g
-    phase, part = f.u("strand phase", 0, 6), f.u("parting", -14, 14, who=True)
+    phase, part = f.u("strand phase", 0, 6), f.u("parting", -18, 18, who=True)
     wavy, straight = f.on("Wavy_Hair"), f.on("Straight_Hair")
     run = 58*(p.x - .6*part)/(p.y + 118).clamp(min=40) + wavy*3.6*torch.sin(p.y*.22 + phase + p.x*.05)
     line = torch.sin(run*1.1 + phase) + .6*torch.sin(run*2.3 + 2*phase)
     shine = bell((p.y + 44 + .006*p.x*p.x)/8)
-    return (g.hair*(bright + (.05 + .13*straight + .20*wavy)*line)[:, None] + .10*(shine*(1 + .3*line))[:, None]).clamp(0, 1)
+    extra = .10*shine*(1 + .3*line) + .022*(straight + wavy)*line
+    return (g.hair*(bright + (.05 + .12*straight + .18*wavy)*line)[:, None] + extra[:, None]).clamp_(0, 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #e96d0c49
+# %% ../../nbs/04_data.synthetic.ipynb #705e85f7
 CLOTH = ((36, 40, 52), (70, 74, 84), (24, 66, 110), (120, 32, 40), (206, 200, 190), (60, 96, 70), (150, 120, 90), (86, 60, 110),
          (230, 226, 220), (180, 70, 60))
 WALL = ((96, 112, 130), (150, 160, 168), (70, 78, 90), (176, 150, 124), (120, 136, 110), (190, 184, 172), (110, 84, 80), (60, 92, 110),
@@ -529,7 +530,7 @@ def clothes(c):
 
 def collar(c):
     "A shirt collar: on everybody with a tie, and on some without"
-    for s in c.only((c.f.on("Wearing_Necktie") > 0) | (c.f.u("collar") < .22)):
+    for s in c.only((c.f.on("Wearing_Necktie") > 0) | (c.f.u("collar") < .3)):
         p = Patch(s, (-32, 70, 32, 130), depth=-2.)
         away, shirt = p.x.abs(), choose(s.f.u("shirt"), ((236, 236, 240), (200, 214, 232), (225, 210, 205), (180, 190, 200)))
         p.lay(torch.maximum(away - .55*(122 - p.y), 82 - p.y + .3*away), shirt*.96, 0)
@@ -545,7 +546,7 @@ def necktie(c):
         p.lay(torch.maximum(p.x.abs() - 4.2 - .22*(p.y - 92).clamp(min=0), 90 - p.y), colour*.95, 0)
         p.lay(torch.maximum(p.x.abs() - 7.2 + .32*(p.y - 85), (p.y - 89.5).abs() - 6), colour, 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #27747a77
+# %% ../../nbs/04_data.synthetic.ipynb #2ec5f124
 def necklace(c):
     "A chain with beads or a pendant"
     for s in c.only(c.f.on("Wearing_Necklace") > 0):
@@ -589,7 +590,7 @@ def face(c):
     p.lay(torch.maximum(d - 2, 30 - p.y), g.skin*.4, soft=4., opacity=.5)
     p.lay(d, skin_shade(p), 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f2a35fe4
+# %% ../../nbs/04_data.synthetic.ipynb #90da0ee1
 def cheeks(c):
     "Cheekbones (light above, shade below) and red cheeks"
     high = c.f.grade("High_Cheekbones", -.3, 1.).clamp(min=0)
@@ -612,8 +613,8 @@ def wrinkles(c):
             p = Patch(s, (side*24 - 20, -9, side*24 + 20, 62), depth=4.)
             x, y = p.x*side, p.y
             for i in (-1, 0, 1): p.lay(line(x, y, 30., .5 + i, 37., .5 + 5.*i, .4), ink, soft=.5, opacity=a)
-            p.lay(bow(y - 34, x - 19, 13., 3.5, 1.9), ink, soft=1., opacity=a)
-            p.lay(bow(y - 53, x - 15, 6., 1., 1.3), ink, soft=.8, opacity=.8*a)
+            p.lay(bow(y - 32, x - 19, 11., 3.5, 1.7), ink, soft=1.6, opacity=a)
+            p.lay(bow(y - 53, x - 15, 5., 1., 1.2), ink, soft=1.4, opacity=.6*a)
 
 def blemishes(c):
     "Spots on the skin of the less attractive"
@@ -633,7 +634,7 @@ def bags(c):
         p.lay(bow(x, y - 7, 9.5, -4., 4.), mix(g.skin*.55, rgb(90, 50, 90), 0*a + .3), soft=3., opacity=.7*a)
         p.lay(bow(x, y - 9.5, 8.5, -4., 1.2), g.skin*.38, soft=1., opacity=.65*a)
 
-# %% ../../nbs/04_data.synthetic.ipynb #7b6e1b2a
+# %% ../../nbs/04_data.synthetic.ipynb #9ba4b563
 def fuzz(x, y):
     "A texture of short hair, about -1..1"
     return torch.sin(x*1.9 + 1.7*torch.sin(y*1.3))*torch.sin(y*1.5 + 1.9*torch.sin(x*1.1)) + .5*torch.sin(x*3.1 + y*2.3)
@@ -685,7 +686,7 @@ def beard(c):
     for name, grow in kinds.items():
         for s in c.only((c.f.on("No_Beard") < 1) & (c.f.on(name) > 0)): grow(s)
 
-# %% ../../nbs/04_data.synthetic.ipynb #056658c3
+# %% ../../nbs/04_data.synthetic.ipynb #5c12ef84
 def nose(c):
     "A bridge with its shade, wings, nostrils; round or pointed tip"
     p, g = Patch(c, (-18, -6, 18, 42), depth=7.), c.g
@@ -726,7 +727,7 @@ def mouth(c):
     crease = bow(p.y - g.mouth_y + .3*g.smile, x.abs() - g.mouth_w - 2.5, 5.5, 1.6, 1.4)
     p.lay(crease, g.skin*.5, soft=1., opacity=(g.smile/6.5 - .35).clamp(0, .6))
 
-# %% ../../nbs/04_data.synthetic.ipynb #c455a619
+# %% ../../nbs/04_data.synthetic.ipynb #e16fac29
 IRIS = ((70, 44, 26), (92, 62, 34), (60, 84, 60), (70, 110, 150), (96, 120, 130), (50, 34, 24))
 SHADOW = ((70, 60, 120), (40, 90, 120), (110, 50, 110), (50, 44, 50), (40, 100, 90), (140, 70, 60))
 
@@ -770,7 +771,7 @@ def brows(c):
         d = bow(u - 1, y - .02*arch*u - .35*arch, 11.5, arch, thick, .62)
         p.lay(d, (g.hair*.5 + .02)*(1 + .3*torch.sin(p.x*2.2 + p.y))[:, None], region, soft=.4, opacity=.92)
 
-# %% ../../nbs/04_data.synthetic.ipynb #eb529f0f
+# %% ../../nbs/04_data.synthetic.ipynb #e331a08e
 def front_hair(c):
     "Hair on the skull and down the sides with its hairline; a fringe of it on bald heads; bangs"
     for long in (False, True):
@@ -782,12 +783,13 @@ def scalp(c, long):
     "From the hairline over the skull, down to the ears or to the jaw"
     p, f, g, long = Patch(c, (-62, -80, 62, 52 if long else 12)), c.f, c.g, float(long)
     x, y, high, wavy = p.x, p.y, f.on("Receding_Hairline"), f.on("Wavy_Hair")
-    volume, part, phase = f.u("volume", 1, 8, who=True) + 3*wavy, f.u("parting", -14, 14, who=True), f.u("strand phase", 0, 6)
+    volume, part, phase = f.u("volume", 0, 11, who=True) + 3*wavy, f.u("parting", -18, 18, who=True), f.u("strand phase", 0, 6)
     ripple = wavy*(2*torch.sin(y*.28 + phase) + 1.6*torch.sin(x*.33 + phase))*(.4 + .6*(y < -20))
-    outer = ellipse(x - .12*part, y + 4, g.rx + 2 + 2*long + .4*volume, 58 + volume) + ripple
-    across, top = x - .3*part, y - 18 - .004*part*x
+    lift = y + 4 + (1 - long)*.006*part*x
+    outer = ellipse(x - .12*part, lift, g.rx + 2 + 2*long + .4*volume, 58 + volume) + ripple
+    across, top = x - .3*part, y - 18 - .006*part*x
     hole = torch.lerp(ellipse(across, top, g.rx - 4.5, 52 + f.u("hairline", -3, 1, who=True) + 9*high),
-                      box(across, top, g.rx - 4.5, 50 + 9*high, 20.), f.u("square hairline", 0, .7, who=True))
+                      box(across, top, g.rx - 4.5, 50 + 9*high, 20.), f.u("square hairline", 0, .9, who=True))
     hole = torch.minimum(hole, ellipse(x.abs() - 20, y + 38, 11., 15.) + 99*(1 - high))
     ends = y - 6 - 40*long + (.35 + .45*long)*(g.rx + 8 - x.abs())
     d = torch.maximum(torch.maximum(outer, -hole), ends)
@@ -810,7 +812,7 @@ def bangs(c):
     d = torch.maximum(torch.maximum(p.y - edge, -54 - p.y), ellipse(p.x, p.y + 2, g.rx + 1, 58.))
     p.shade(d, 4., .4).lay(d, strands(p)*(1 + .08*torch.sin(p.x*1.1 + phase))[:, None], HAIR)
 
-# %% ../../nbs/04_data.synthetic.ipynb #fb084f5d
+# %% ../../nbs/04_data.synthetic.ipynb #83643acc
 FRAME = ((24, 22, 26), (70, 40, 24), (140, 30, 36), (180, 150, 80), (40, 60, 110), (110, 112, 118))
 HAT = ((170, 40, 44), (30, 50, 100), (36, 36, 40), (196, 170, 120), (60, 110, 80), (206, 200, 196), (220, 150, 50), (90, 60, 110))
 
@@ -868,7 +870,7 @@ def brimmed(c):
     p.lay(lens(p.x, p.y + 22, 42., 0., 12.), rgb(20, 14, 10), soft=6., opacity=.3)
     p.lay(lens(p.x, p.y + 29, 78., 5., 9.), one*(.92 + .01*(p.y + 30))[:, None], 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #4bad3460
+# %% ../../nbs/04_data.synthetic.ipynb #4396a531
 def any_hair(f, k): return ramp(f.u(f"{k} hair"), sum(NATURAL.values(), ()))
 
 DECOYS = dict(
@@ -903,7 +905,7 @@ def decoys(c, slots, name):
                 p = Patch(s, (x - 36, y - 34, x + 36, y + 34), scene=True)
                 p.lay(*list(DECOYS.values())[j](s.f, k, (p.x - x)/size, (p.y - y)/size), soft=1., opacity=.9)
 
-# %% ../../nbs/04_data.synthetic.ipynb #af848007
+# %% ../../nbs/04_data.synthetic.ipynb #c7d1a5f0
 def occluder(c):
     "A hand, a microphone or a bar in front of the face"
     kind = c.f.u("occluder")
@@ -938,7 +940,7 @@ def relight(c):
     if f.look == "shifted": cast = cast*torch.tensor([1.08, .98, .82]).view(1, 3, 1, 1)
     c.rgb.mul_(fall.clamp(min=.3)[:, None]*cast*f.u("exposure", .82, 1.14)[:, None])
 
-# %% ../../nbs/04_data.synthetic.ipynb #e8faa02c
+# %% ../../nbs/04_data.synthetic.ipynb #6dab7d7f
 def smooth(planes, sigma):
     "Gaussian blur of (N, 3, H, W) with `sigma` (N, 1, 1) in pixels"
     reach = int(2.5*float(sigma.max())) + 1
@@ -966,7 +968,7 @@ def grain(c):
     dx, dy = (c.f.u("grain x")*(640 - W)).long(), (c.f.u("grain y")*(640 - H)).long()
     for i, (x, y) in enumerate(zip(dx.flatten().tolist(), dy.flatten().tolist())): c.rgb[i].add_(bank[:, y:y + H, x:x + W], alpha=float(amount[i]))
 
-# %% ../../nbs/04_data.synthetic.ipynb #43fc79a5
+# %% ../../nbs/04_data.synthetic.ipynb #ce2ee11a
 def wall_decoys(c): decoys(c, WALL_SLOTS, "wall")
 def cloth_decoys(c): decoys(c, CLOTH_SLOTS, "cloth")
 
@@ -1001,7 +1003,7 @@ def draw(
         images.append(c.rgb.clamp_(0, 1)); parts.append(c.regions)
     return (torch.cat(images), torch.cat(parts)) if regions else torch.cat(images)
 
-# %% ../../nbs/04_data.synthetic.ipynb #25138a98
+# %% ../../nbs/04_data.synthetic.ipynb #9e246ef4
 def landmarks(
     faces: Faces,
     frame=ALIGNED,
@@ -1046,7 +1048,7 @@ def cues(
             layer(c)
     return out
 
-# %% ../../nbs/04_data.synthetic.ipynb #6b4cf3f3
+# %% ../../nbs/04_data.synthetic.ipynb #a60f2b64
 def celeba_text(
     names: list,       # N file names
     values,            # (N, K) integers
@@ -1067,11 +1069,14 @@ def _jpeg(picture, quality, path):
     Image.fromarray((picture*255).round().byte().permute(1, 2, 0).numpy()).save(path, "JPEG", quality=int(quality))
 
 def _in_parallel(job, n, desc, chunk=24):
-    "Run `job(slice)` over all chunks of 0..n on a few threads"
-    parts = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool: return list(progress(pool.map(job, parts), desc, len(parts)))
+    "Run `job(slice)` over all chunks of 0..n on a few threads, each with one thread of torch"
+    parts, inner = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)], torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(progress(pool.map(job, parts), desc, len(parts)))
+    finally: torch.set_num_threads(inner)
 
-# %% ../../nbs/04_data.synthetic.ipynb #bff4d5ba
+# %% ../../nbs/04_data.synthetic.ipynb #898fc72a
 def noisy_labels(
     faces: Faces,
     rate: float,  # share of labels that are turned over

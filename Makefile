@@ -1,0 +1,47 @@
+# Two commands for newcomers: `make reproduce` and `make test`. Everything else is a convenience.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' if sys.version_info[:2] == (3, 11) else '')")  # the lock was made on 3.11
+PROFILE ?= demo
+OUT ?= reports/local
+NOTEBOOK ?= celeba
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: reproduce test test-slow lab export readme install clean
+
+reproduce: install  ## the papers' tables on synthetic faces, or on your data: DATA=/path/to/CelebA PROFILE=paper
+	mkdir -p $(OUT)
+	SYMBIOSIS_QUIET=1 $(BIN)/papermill nbs/reproduce_$(NOTEBOOK).ipynb $(OUT)/$(NOTEBOOK).ipynb -k python3 --log-output --no-progress-bar \
+	  -p out "$(abspath $(OUT))" -p profile $(PROFILE) $(if $(DATA),-p data_root "$(abspath $(DATA))") $(ARGS)
+	@echo "report: $(OUT)/$(NOTEBOOK).html    executed notebook: $(OUT)/$(NOTEBOOK).ipynb"
+
+test: install  ## hygiene, notebooks, pytest
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not data"
+
+test-slow: install  ## what takes longer than 20 seconds each
+	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"
+
+lab: install  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+export: install  ## notebooks to library, cleaned; README from the index notebook
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean --fname nbs
+	$(MAKE) readme
+
+readme: install  ## README.md from nbs/index.ipynb
+	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --TemplateExporter.exclude_raw=True --output-dir . --output README \
+	  --NbConvertApp.output_files_dir=nbs/images
+
+install: $(VENV)/installed
+
+$(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) torch torchvision
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+clean:  ## generated files in the working tree; the cache folder stays
+	rm -rf $(OUT) build dist *.egg-info .pytest_cache .hypothesis

@@ -1,0 +1,79 @@
+"One contract for every registered method: shapes, gradients to every parameter, `where` in range, save and load, a smoke run."
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from symbiosis_nb.core import seed_everything
+from symbiosis_nb.data.loaders import Field
+from symbiosis_nb.data.sources import open_faces, open_parsing
+from symbiosis_nb.inputs import Job, prepare, resolve
+from symbiosis_nb.learner import attribute_logits, attribute_learner, predict
+from symbiosis_nb.methods import METHODS, get_method, make_profile
+from symbiosis_nb.published import PAPERS, golden
+from symbiosis_nb.runs import build_model, run
+
+torch.set_num_threads(2)
+TRAINED = [m for m in METHODS.values() if m.build]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    import os
+    os.environ["SYMBIOSIS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return open_faces(profile="smoke"), open_parsing(profile="smoke"), tmp_path_factory.mktemp("runs")
+
+
+def job_for(name, data):
+    table, parsing, out = data
+    m = get_method(name)
+    return Job(m, table, resolve(make_profile("smoke"), m), 0, parsing, out=out)
+
+
+@pytest.mark.parametrize("m", METHODS.values(), ids=lambda m: m.name)
+def test_is_described(m):
+    assert m.paper in PAPERS and m.title and (m.build or m.parts)
+    assert len(golden(m.rows)) or not m.rows
+
+
+@pytest.mark.parametrize("m", TRAINED, ids=lambda m: m.name)
+def test_model_contract(m, data):
+    job = job_for(m.name, data)
+    ready = prepare(job)
+    seed_everything(0)
+    model = build_model(job, ready.n_regions)
+    learn = attribute_learner(ready.dls(), model, ready.loss, precision="float32")
+    b = learn.dls.train.one_batch()
+    n_inp = learn.dls.train.n_inp
+    model.train()
+    out = model(*b[:n_inp])
+    assert attribute_logits(out).shape == (len(b[0]), 40)
+    learn.loss_func(out, *b[n_inp:]).backward()
+    dead = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not dead, f"no gradient reaches {dead}"
+    model.joint = False
+    model.eval()
+    assert model(*b[:n_inp]).shape == (len(b[0]), 40)
+    if hasattr(model, "where"):
+        with torch.no_grad(): where = model.where(*b[:n_inp])
+        assert where.shape[:2] == (len(b[0]), 40) and where.min() >= 0 and where.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("m", METHODS.values(), ids=lambda m: m.name)
+def test_smoke_run_and_weights(m, data):
+    table, parsing, out = data
+    r = run(m.name, table, "smoke", out=out, parsing=parsing)
+    logits, labels, known = r.predictions()
+    assert logits.shape == labels.shape == known.shape and np.isfinite(logits).all()
+    assert list(r.scores.index) == list(table.names)
+    if not m.build: return
+    job = job_for(m.name, data)
+    job = Job(m, __import__("symbiosis_nb.inputs", fromlist=["limit_table"]).limit_table(table, job.profile.limit), job.profile, 0, parsing, out=out)
+    ready = prepare(job)
+    model = build_model(job, ready.n_regions)
+    model.load_state_dict(load_file(r.folder/"model.safetensors"))
+    from symbiosis_nb.data.loaders import attribute_loader
+    again, _ = predict(model, attribute_loader(job.table, ready.fields, "test", 2*job.profile.recipe.bs, ok=ready.ok), job.profile.precision)
+    assert np.array_equal(again, logits)

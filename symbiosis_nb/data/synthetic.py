@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['CAUSES', 'BEARD', 'ORDER', 'GOLDEN', 'ALIGNED', 'CENTRE', 'SKIN', 'NATURAL', 'OTHER_HAIR', 'CLOTH', 'WALL', 'STREET',
            'TIE', 'GOLD', 'HAIR', 'LIPSTICK', 'IRIS', 'SHADOW', 'FRAME', 'HAT', 'DECOYS', 'WALL_SLOTS', 'CLOTH_SLOTS',
-           'LAYERS', 'STARTS', 'FIRST', 'LANDMARKS', 'WILD', 'SIDE', 'VERSION', 'uniform', 'normal', 'latent_causes',
-           'attribute_scores', 'eligible', 'decide', 'Faces', 'repair', 'toggle', 'identities', 'sample_faces',
-           'ellipse', 'box', 'bow', 'lens', 'bell', 'line', 'rgb', 'mix', 'choose', 'ramp', 'pose', 'place', 'rows_of',
-           'Canvas', 'window', 'Patch', 'skin_colour', 'hair_colour', 'hair_length', 'crooked', 'anatomy', 'head',
-           'skin_shade', 'strands', 'background', 'back_hair', 'neck', 'clothes', 'collar', 'necktie', 'necklace',
-           'ears', 'earrings', 'double_chin', 'face', 'cheeks', 'wrinkles', 'blemishes', 'bags', 'fuzz', 'bristle',
-           'beard_zone', 'stubble', 'full_beard', 'goatee', 'mustache', 'sideburns', 'beard', 'nose', 'lip_colour',
-           'mouth', 'eyes', 'makeup', 'brows', 'front_hair', 'scalp', 'fringe', 'bangs', 'spectacles', 'glasses', 'hat',
-           'hat_colours', 'beanie', 'cap', 'brimmed', 'any_hair', 'decoy_kind', 'decoys', 'occluder', 'hand',
-           'microphone', 'relight', 'smooth', 'focus', 'grain', 'wall_decoys', 'cloth_decoys', 'paint', 'draw',
-           'landmarks', 'face_boxes', 'cues', 'celeba_text', 'noisy_labels', 'write_pictures', 'write_wild',
-           'write_cues', 'make_faces', 'read_faces']
+           'LAYERS', 'STARTS', 'FIRST', 'LANDMARKS', 'SIDE', 'VERSION', 'WILD', 'GRADUAL', 'LFW', 'uniform', 'normal',
+           'latent_causes', 'attribute_scores', 'eligible', 'decide', 'Faces', 'repair', 'toggle', 'identities',
+           'sample_faces', 'ellipse', 'box', 'bow', 'lens', 'bell', 'line', 'rgb', 'mix', 'choose', 'ramp', 'pose',
+           'place', 'rows_of', 'Canvas', 'window', 'Patch', 'skin_colour', 'hair_colour', 'hair_length', 'crooked',
+           'anatomy', 'head', 'skin_shade', 'strands', 'background', 'back_hair', 'neck', 'clothes', 'collar',
+           'necktie', 'necklace', 'ears', 'earrings', 'double_chin', 'face', 'cheeks', 'wrinkles', 'blemishes', 'bags',
+           'fuzz', 'bristle', 'beard_zone', 'stubble', 'full_beard', 'goatee', 'mustache', 'sideburns', 'beard', 'nose',
+           'lip_colour', 'mouth', 'eyes', 'makeup', 'brows', 'front_hair', 'scalp', 'fringe', 'bangs', 'spectacles',
+           'glasses', 'hat', 'hat_colours', 'beanie', 'cap', 'brimmed', 'any_hair', 'decoy_kind', 'decoys', 'occluder',
+           'hand', 'microphone', 'relight', 'smooth', 'focus', 'grain', 'wall_decoys', 'cloth_decoys', 'paint', 'draw',
+           'landmarks', 'face_boxes', 'cues', 'celeba_text', 'celeba_boxes', 'write_bytes', 'to_image', 'in_parallel',
+           'flip_rates', 'noisy_labels', 'fresh', 'write_pictures', 'write_wild', 'write_cues', 'CueMasks', 'cue_masks',
+           'make_faces', 'read_faces', 'clean_labels', 'make_parsing', 'read_parsing', 'other_habits', 'person_name',
+           'make_shifted_faces', 'write_mat', 'read_shifted']
 
-# %% ../../nbs/04_data.synthetic.ipynb #79f62f87
+# %% ../../nbs/04_data.synthetic.ipynb #4228e6bf
 import io, math, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,16 +31,17 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from PIL import Image
+from scipy.io import savemat
 from scipy.special import ndtri
 
-from ..core import DataError, atomic_write, digest, progress, read_json, write_json
-from .official import celeba
+from ..core import DataError, atomic_write, progress, read_json, write_json
+from .official import celeba, helen, lfwa
 from .tables import SPLITS
 from ..vocab import CELEBA, HAIR_COLOURS, HELEN
 
-# %% ../../nbs/04_data.synthetic.ipynb #97b3db9a
+# %% ../../nbs/04_data.synthetic.ipynb #b215e4dc
 def uniform(
-    seed: int,        # which world
+    seed,             # which world, number or text
     name: str,        # which question, for example "eye colour"
     ids: np.ndarray,  # (N,) whom it is asked about
 ) -> np.ndarray:      # (N,) float64 in (0, 1)
@@ -55,7 +58,7 @@ def normal(seed, name, ids):
     "As `uniform`, standard normal"
     return ndtri(uniform(seed, name, ids))
 
-# %% ../../nbs/04_data.synthetic.ipynb #f702d98a
+# %% ../../nbs/04_data.synthetic.ipynb #2f9d3590
 CAUSES = """
 5_o_Clock_Shadow    .5 rough -.2
 Arched_Eyebrows     .7 male -.45 makeup .35
@@ -128,7 +131,7 @@ def attribute_scores(seed, index, identity):
         scores[:, j] += rest*(math.sqrt(own)*normal(seed, f"{name} who", identity) + math.sqrt(1 - own)*normal(seed, f"{name} now", index))
     return scores
 
-# %% ../../nbs/04_data.synthetic.ipynb #242b0391
+# %% ../../nbs/04_data.synthetic.ipynb #4c85b116
 def eligible(
     name: str,           # an attribute
     labels: np.ndarray,  # (N, 40) bool: what is decided so far
@@ -161,14 +164,14 @@ def _cuts():
     ids = np.arange(40_000)
     return decide(attribute_scores(-1, ids, ids//2))[1]
 
-# %% ../../nbs/04_data.synthetic.ipynb #b56f5264
+# %% ../../nbs/04_data.synthetic.ipynb #63f28227
 @dataclass
 class Faces:
     "N faces that can be drawn: what they have, and the ids all chance depends on"
     labels: np.ndarray     # (N, 40) bool: the attributes as drawn
     index: np.ndarray      # (N,) number of the picture
     identity: np.ndarray   # (N,) number of the person
-    seed: int = 0
+    seed: int | str = 0    # names the world
     look: str = "studio"   # "studio" or "shifted"
 
     def __len__(self): return len(self.index)
@@ -189,7 +192,7 @@ class Faces:
         g = (1 - gap)/2*r + self.on(name)*(1 + gap)/2
         return lo + (hi - lo)*g
 
-# %% ../../nbs/04_data.synthetic.ipynb #40cf010b
+# %% ../../nbs/04_data.synthetic.ipynb #99de6c89
 def repair(
     labels: np.ndarray,  # (N, 40) bool
     name: str,           # the attribute that was just changed, which stays
@@ -215,7 +218,7 @@ def toggle(
     labels[:, j] ^= True
     return replace(faces, labels=repair(labels, name))
 
-# %% ../../nbs/04_data.synthetic.ipynb #13202cfa
+# %% ../../nbs/04_data.synthetic.ipynb #746fa899
 def identities(
     seed: int,
     n: int,          # pictures
@@ -243,7 +246,7 @@ def sample_faces(
     index = np.arange(1, n + 1)
     return Faces(decide(attribute_scores(seed, index, identity), _cuts())[0], index, identity, seed, look), split
 
-# %% ../../nbs/04_data.synthetic.ipynb #021d2cdc
+# %% ../../nbs/04_data.synthetic.ipynb #7d11a8fb
 def ellipse(x, y, rx, ry):
     "Distance to an ellipse around the origin, measured along the ray from the centre"
     k = torch.sqrt((x/rx)**2 + (y/ry)**2) + 1e-6
@@ -277,7 +280,7 @@ def line(x, y, ax, ay, bx, by, r):
     t = (((x - ax)*dx + (y - ay)*dy)/(dx*dx + dy*dy)).clamp(0, 1)
     return torch.sqrt((x - ax - t*dx)**2 + (y - ay - t*dy)**2) - r
 
-# %% ../../nbs/04_data.synthetic.ipynb #94974b60
+# %% ../../nbs/04_data.synthetic.ipynb #312456c2
 def rgb(*values):
     "(1, 3, 1, 1) colour from 0..255"
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)/255
@@ -298,7 +301,7 @@ def ramp(t, colours):
     i = s.long().clamp(max=len(table) - 2)
     return torch.lerp(table[i], table[i + 1], (s - i)[:, None])[:, :, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #fb3531ce
+# %% ../../nbs/04_data.synthetic.ipynb #006f103c
 ALIGNED = (0., 0., 178., 218.)  # x0, y0, x1, y1 of the aligned frame
 CENTRE = (88.5, 111.5)          # the point between the eyes in that frame
 
@@ -350,7 +353,7 @@ class Canvas:
                                 rows=rows if self.rows is None else self.rows[rows])
             yield sub
 
-# %% ../../nbs/04_data.synthetic.ipynb #b139c403
+# %% ../../nbs/04_data.synthetic.ipynb #cd319fba
 def window(c, box, depth, scene):
     "Row and column slices that hold the box of every face"
     x0, y0, x1, y1 = (torch.as_tensor(v, dtype=torch.float32) for v in box)
@@ -402,7 +405,7 @@ class Patch:
         "A soft shadow around a shape that is about to be laid"
         return self.lay(d - soft/3, rgb(*colour), soft=soft, opacity=opacity)
 
-# %% ../../nbs/04_data.synthetic.ipynb #28828bf0
+# %% ../../nbs/04_data.synthetic.ipynb #cfa93a72
 SKIN = ((250, 222, 200), (240, 198, 168), (224, 172, 137), (196, 140, 102), (155, 103, 72), (110, 70, 48), (84, 54, 40))
 NATURAL = dict(Black_Hair=((20, 18, 22), (42, 36, 38)), Brown_Hair=((82, 50, 30), (124, 82, 50)),
                Blond_Hair=((206, 164, 96), (240, 216, 158)), Gray_Hair=((138, 138, 142), (206, 206, 210)))
@@ -430,7 +433,7 @@ def crooked(f: Faces):
     "(N, 1, 1) -1..1: how far the face is from mirror symmetry, and to which side; little where Attractive"
     return f.grade("Attractive", 1., 0.)*torch.where(f.u("crooked side", who=True) < .5, -1., 1.)
 
-# %% ../../nbs/04_data.synthetic.ipynb #9b1fda9a
+# %% ../../nbs/04_data.synthetic.ipynb #1c56c259
 def anatomy(f: Faces):
     "The measures of each face, (N, 1, 1) in aligned pixels, and its colours, (N, 3, 1, 1)"
     own = lambda name, s: f.u(name, -s, s, who=True)
@@ -475,7 +478,7 @@ def strands(p, bright=1.):
     extra = .10*shine*(1 + .3*line) + .022*(straight + wavy)*line
     return (g.hair*(bright + (.05 + .12*straight + .18*wavy)*line)[:, None] + extra[:, None]).clamp_(0, 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #705e85f7
+# %% ../../nbs/04_data.synthetic.ipynb #8e8a1423
 CLOTH = ((36, 40, 52), (70, 74, 84), (24, 66, 110), (120, 32, 40), (206, 200, 190), (60, 96, 70), (150, 120, 90), (86, 60, 110),
          (230, 226, 220), (180, 70, 60))
 WALL = ((96, 112, 130), (150, 160, 168), (70, 78, 90), (176, 150, 124), (120, 136, 110), (190, 184, 172), (110, 84, 80), (60, 92, 110),
@@ -546,7 +549,7 @@ def necktie(c):
         p.lay(torch.maximum(p.x.abs() - 4.2 - .22*(p.y - 92).clamp(min=0), 90 - p.y), colour*.95, 0)
         p.lay(torch.maximum(p.x.abs() - 7.2 + .32*(p.y - 85), (p.y - 89.5).abs() - 6), colour, 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #2ec5f124
+# %% ../../nbs/04_data.synthetic.ipynb #a427e58f
 def necklace(c):
     "A chain with beads or a pendant"
     for s in c.only(c.f.on("Wearing_Necklace") > 0):
@@ -590,7 +593,7 @@ def face(c):
     p.lay(torch.maximum(d - 2, 30 - p.y), g.skin*.4, soft=4., opacity=.5)
     p.lay(d, skin_shade(p), 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #90da0ee1
+# %% ../../nbs/04_data.synthetic.ipynb #cce3ff2e
 def cheeks(c):
     "Cheekbones (light above, shade below) and red cheeks"
     high = c.f.grade("High_Cheekbones", -.3, 1.).clamp(min=0)
@@ -634,7 +637,7 @@ def bags(c):
         p.lay(bow(x, y - 7, 9.5, -4., 4.), mix(g.skin*.55, rgb(90, 50, 90), 0*a + .3), soft=3., opacity=.7*a)
         p.lay(bow(x, y - 9.5, 8.5, -4., 1.2), g.skin*.38, soft=1., opacity=.65*a)
 
-# %% ../../nbs/04_data.synthetic.ipynb #9ba4b563
+# %% ../../nbs/04_data.synthetic.ipynb #e31e4539
 def fuzz(x, y):
     "A texture of short hair, about -1..1"
     return torch.sin(x*1.9 + 1.7*torch.sin(y*1.3))*torch.sin(y*1.5 + 1.9*torch.sin(x*1.1)) + .5*torch.sin(x*3.1 + y*2.3)
@@ -657,7 +660,7 @@ def full_beard(c):
     "All along the jaw, short or long"
     p, length = Patch(c, (-52, 18, 52, 96)), c.f.u("beard length", 0, 9)
     d = beard_zone(c.g, p.x*(1 - .004*length), 47 + (p.y - 47)*(1 - .03*length)) - 1.5 + .8*torch.sin(p.x*.9)
-    p.shade(d, 4., .3).lay(d, bristle(p), 0, soft=1.5, opacity=.95)
+    p.shade(d, 4., .3).lay(d, bristle(p), 1, soft=1.5, opacity=.95)
 
 def goatee(c):
     "Hair on the chin alone"
@@ -686,7 +689,7 @@ def beard(c):
     for name, grow in kinds.items():
         for s in c.only((c.f.on("No_Beard") < 1) & (c.f.on(name) > 0)): grow(s)
 
-# %% ../../nbs/04_data.synthetic.ipynb #5c12ef84
+# %% ../../nbs/04_data.synthetic.ipynb #c72e40c8
 def nose(c):
     "A bridge with its shade, wings, nostrils; round or pointed tip"
     p, g = Patch(c, (-18, -6, 18, 42), depth=7.), c.g
@@ -727,7 +730,7 @@ def mouth(c):
     crease = bow(p.y - g.mouth_y + .3*g.smile, x.abs() - g.mouth_w - 2.5, 5.5, 1.6, 1.4)
     p.lay(crease, g.skin*.5, soft=1., opacity=(g.smile/6.5 - .35).clamp(0, .6))
 
-# %% ../../nbs/04_data.synthetic.ipynb #e16fac29
+# %% ../../nbs/04_data.synthetic.ipynb #fe6ce2e5
 IRIS = ((70, 44, 26), (92, 62, 34), (60, 84, 60), (70, 110, 150), (96, 120, 130), (50, 34, 24))
 SHADOW = ((70, 60, 120), (40, 90, 120), (110, 50, 110), (50, 44, 50), (40, 100, 90), (140, 70, 60))
 
@@ -771,7 +774,7 @@ def brows(c):
         d = bow(u - 1, y - .02*arch*u - .35*arch, 11.5, arch, thick, .62)
         p.lay(d, (g.hair*.5 + .02)*(1 + .3*torch.sin(p.x*2.2 + p.y))[:, None], region, soft=.4, opacity=.92)
 
-# %% ../../nbs/04_data.synthetic.ipynb #e331a08e
+# %% ../../nbs/04_data.synthetic.ipynb #6e1f7394
 def front_hair(c):
     "Hair on the skull and down the sides with its hairline; a fringe of it on bald heads; bangs"
     for long in (False, True):
@@ -812,7 +815,7 @@ def bangs(c):
     d = torch.maximum(torch.maximum(p.y - edge, -54 - p.y), ellipse(p.x, p.y + 2, g.rx + 1, 58.))
     p.shade(d, 4., .4).lay(d, strands(p)*(1 + .08*torch.sin(p.x*1.1 + phase))[:, None], HAIR)
 
-# %% ../../nbs/04_data.synthetic.ipynb #83643acc
+# %% ../../nbs/04_data.synthetic.ipynb #cee1455e
 FRAME = ((24, 22, 26), (70, 40, 24), (140, 30, 36), (180, 150, 80), (40, 60, 110), (110, 112, 118))
 HAT = ((170, 40, 44), (30, 50, 100), (36, 36, 40), (196, 170, 120), (60, 110, 80), (206, 200, 196), (220, 150, 50), (90, 60, 110))
 
@@ -870,7 +873,7 @@ def brimmed(c):
     p.lay(lens(p.x, p.y + 22, 42., 0., 12.), rgb(20, 14, 10), soft=6., opacity=.3)
     p.lay(lens(p.x, p.y + 29, 78., 5., 9.), one*(.92 + .01*(p.y + 30))[:, None], 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #4396a531
+# %% ../../nbs/04_data.synthetic.ipynb #d23f45db
 def any_hair(f, k): return ramp(f.u(f"{k} hair"), sum(NATURAL.values(), ()))
 
 DECOYS = dict(
@@ -905,7 +908,7 @@ def decoys(c, slots, name):
                 p = Patch(s, (x - 36, y - 34, x + 36, y + 34), scene=True)
                 p.lay(*list(DECOYS.values())[j](s.f, k, (p.x - x)/size, (p.y - y)/size), soft=1., opacity=.9)
 
-# %% ../../nbs/04_data.synthetic.ipynb #c7d1a5f0
+# %% ../../nbs/04_data.synthetic.ipynb #f3bc9c15
 def occluder(c):
     "A hand, a microphone or a bar in front of the face"
     kind = c.f.u("occluder")
@@ -940,7 +943,7 @@ def relight(c):
     if f.look == "shifted": cast = cast*torch.tensor([1.08, .98, .82]).view(1, 3, 1, 1)
     c.rgb.mul_(fall.clamp(min=.3)[:, None]*cast*f.u("exposure", .82, 1.14)[:, None])
 
-# %% ../../nbs/04_data.synthetic.ipynb #6dab7d7f
+# %% ../../nbs/04_data.synthetic.ipynb #2665f7e6
 def smooth(planes, sigma):
     "Gaussian blur of (N, 3, H, W) with `sigma` (N, 1, 1) in pixels"
     reach = int(2.5*float(sigma.max())) + 1
@@ -968,7 +971,7 @@ def grain(c):
     dx, dy = (c.f.u("grain x")*(640 - W)).long(), (c.f.u("grain y")*(640 - H)).long()
     for i, (x, y) in enumerate(zip(dx.flatten().tolist(), dy.flatten().tolist())): c.rgb[i].add_(bank[:, y:y + H, x:x + W], alpha=float(amount[i]))
 
-# %% ../../nbs/04_data.synthetic.ipynb #ce2ee11a
+# %% ../../nbs/04_data.synthetic.ipynb #0350318f
 def wall_decoys(c): decoys(c, WALL_SLOTS, "wall")
 def cloth_decoys(c): decoys(c, CLOTH_SLOTS, "cloth")
 
@@ -1003,7 +1006,7 @@ def draw(
         images.append(c.rgb.clamp_(0, 1)); parts.append(c.regions)
     return (torch.cat(images), torch.cat(parts)) if regions else torch.cat(images)
 
-# %% ../../nbs/04_data.synthetic.ipynb #9e246ef4
+# %% ../../nbs/04_data.synthetic.ipynb #5a5eb342
 def landmarks(
     faces: Faces,
     frame=ALIGNED,
@@ -1048,27 +1051,38 @@ def cues(
             layer(c)
     return out
 
-# %% ../../nbs/04_data.synthetic.ipynb #a60f2b64
+# %% ../../nbs/04_data.synthetic.ipynb #83c2a1fb
+LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+SIDE, VERSION = "Synthetic", 1  # folder of what is no part of the official layout; raised when the pictures change
+
 def celeba_text(
     names: list,       # N file names
     values,            # (N, K) integers
     header: str = "",  # second line; none: no header and no count
     width: int = 0,    # of all values but the first
 ) -> bytes:
-    "A CelebA annotation file, byte for byte: CRLF, the first value unpadded"
+    "A CelebA annotation file"
     lines = [f"{n} {v[0]}" + "".join(f"{x:{width}d}" for x in v[1:]) for n, v in zip(names, np.asarray(values).tolist())]
     return ("\r\n".join([str(len(names)), header, *lines] if header else lines) + "\r\n").encode("ascii")
 
-LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+def celeba_boxes(
+    names: list,  # N file names
+    boxes,        # (N, 4) integers x, y, width, height
+) -> bytes:
+    "CelebA's list of boxes, whose columns are padded in their own way"
+    lines = [f"{n} " + "%5d %3d %3d %3d" % tuple(b) for n, b in zip(names, np.asarray(boxes).tolist())]
+    return ("\r\n".join([str(len(names)), "image_id x_1 y_1 width height", *lines]) + "\r\n").encode("ascii")
 
-def _write(path, data):
+# %% ../../nbs/04_data.synthetic.ipynb #4c3a1a3c
+def write_bytes(path, data):
+    "Write whole or not at all"
     with atomic_write(path) as tmp: tmp.write_bytes(data)
 
-def _jpeg(picture, quality, path):
-    "One (3, H, W) picture in 0..1 as JPEG"
-    Image.fromarray((picture*255).round().byte().permute(1, 2, 0).numpy()).save(path, "JPEG", quality=int(quality))
+def to_image(picture) -> Image.Image:
+    "(3, H, W) in 0..1 as a PIL image"
+    return Image.fromarray((picture*255).round().byte().permute(1, 2, 0).numpy())
 
-def _in_parallel(job, n, desc, chunk=24):
+def in_parallel(job, n, desc, chunk=32):
     "Run `job(slice)` over all chunks of 0..n on a few threads, each with one thread of torch"
     parts, inner = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)], torch.get_num_threads()
     try:
@@ -1076,83 +1090,126 @@ def _in_parallel(job, n, desc, chunk=24):
             return list(progress(pool.map(job, parts), desc, len(parts)))
     finally: torch.set_num_threads(inner)
 
-# %% ../../nbs/04_data.synthetic.ipynb #898fc72a
+def flip_rates(
+    rate: float,        # mean share of labels that are turned over
+) -> tuple:             # (40,) chance of a positive, (40,) chance of a negative to be turned over
+    "More doubt about common attributes than about rare ones, and as many lost as wrongly given, so that prevalences stay"
+    p = np.array([CELEBA.prevalence[n] for n in CELEBA])
+    return (1 - p)*rate/(2*p*(1 - p)).mean(), p*rate/(2*p*(1 - p)).mean()
+
 def noisy_labels(
     faces: Faces,
-    rate: float,  # share of labels that are turned over
+    rate: float,  # mean share of labels that are turned over
 ) -> np.ndarray:  # (N, 40) bool
-    "What an annotator wrote: each label is wrong with the same chance, whatever it is"
-    wrong = np.stack([uniform(faces.seed, f"{n} noise", faces.index) < rate for n in CELEBA], 1)
-    return faces.labels ^ wrong
+    "What an annotator wrote"
+    chance = np.stack([uniform(faces.seed, f"{n} noise", faces.index) for n in CELEBA], 1)
+    return faces.labels ^ (chance < np.where(faces.labels, *flip_rates(rate)))
 
-def write_pictures(faces, folder, frame=ALIGNED, size=(218, 178)):
-    "JPEG files 000001.jpg, … in `folder`, of varying quality"
-    folder.mkdir(parents=True, exist_ok=True)
+def fresh(out, settings):
+    "True when `out` holds no set yet, False when it holds this one; raises `DataError` when it holds another"
+    mark = Path(out)/SIDE/"settings.json"
+    if not mark.exists(): return True
+    if read_json(mark) == settings: return False
+    raise DataError(f"{out} holds another synthetic set ({read_json(mark)}): delete it, or choose another folder")
+
+# %% ../../nbs/04_data.synthetic.ipynb #1b996ec5
+def write_pictures(
+    faces: Faces,
+    paths: list,      # N files
+    frame=ALIGNED,
+    size=(218, 178),  # (H, W)
+):
+    "JPEG files of varying quality"
+    for folder in {p.parent for p in paths}: folder.mkdir(parents=True, exist_ok=True)
+    quality = faces.u("jpeg", 62, 97).flatten().tolist()
     def job(rows):
-        part = faces.take(rows)
-        for i, picture, q in zip(part.index, draw(part, size, frame), part.u("jpeg", 62, 97).flatten()): _jpeg(picture, q, folder/f"{i:06d}.jpg")
-    _in_parallel(job, len(faces), f"drawing {folder.name}")
+        for path, picture, q in zip(paths[rows], draw(faces.take(rows), size, frame, batch=32), quality[rows]):
+            to_image(picture).save(path, "JPEG", quality=int(q))
+    in_parallel(job, len(faces), "drawing")
 
-WILD = (-70., -50., 248., 266.)
+WILD = (-70., -50., 248., 266.)  # the part of the scene that pictures in the wild may show
 
-def write_wild(faces, folder):
-    "The same people as taken: other crops and sizes; returns `(boxes, landmarks)` in those pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+def write_wild(faces, paths):
+    "The same scenes as taken: other crops and sizes; returns boxes (N, 4) and landmarks (N, 5, 2) in those pictures"
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     pick = lambda name, lo, hi: uniform(faces.seed, name, faces.index)*(hi - lo) + lo
-    left, top, right, bottom = (pick(*a).round() for a in (("left", 0, 60), ("top", 0, 42), ("right", 258, 318), ("bottom", 272, 316)))
-    zoom = pick("zoom", .75, 1.5)
+    crop = np.stack([pick(*a).round() for a in (("left", 0, 60), ("top", 0, 42), ("right", 258, 318), ("bottom", 272, 316))], 1)
+    zoom, quality = pick("zoom", .75, 1.5), faces.u("jpeg", 62, 97).flatten().tolist()
     def job(rows):
-        part = faces.take(rows)
-        for i, picture, q in zip(range(len(faces))[rows], draw(part, (316, 318), WILD), part.u("jpeg", 62, 97).flatten()):
-            crop = picture[:, int(top[i]):int(bottom[i]), int(left[i]):int(right[i])]
-            image = Image.fromarray((crop*255).round().byte().permute(1, 2, 0).numpy())
-            image = image.resize([round(s*zoom[i]) for s in image.size], Image.BICUBIC)
-            image.save(folder/f"{faces.index[i]:06d}.jpg", "JPEG", quality=int(q))
-    _in_parallel(job, len(faces), f"drawing {folder.name}", 12)
-    corner = np.stack([left, top], 1)
+        for picture, path, q, (l, t, r, b), z in zip(draw(faces.take(rows), (316, 318), WILD, batch=16), paths[rows], quality[rows], crop[rows], zoom[rows]):
+            image = to_image(picture).crop((l, t, r, b))
+            image.resize([round(s*z) for s in image.size], Image.BICUBIC).save(path, "JPEG", quality=int(q))
+    in_parallel(job, len(faces), "drawing in the wild", 16)
     boxes, marks = face_boxes(faces, WILD, (316, 318)), landmarks(faces, WILD, (316, 318))
-    boxes[:, :2] -= corner
-    return boxes*zoom[:, None], (marks - corner[:, None])*zoom[:, None, None]
+    boxes[:, :2] -= crop[:, :2]
+    return boxes*zoom[:, None], (marks - crop[:, None, :2])*zoom[:, None, None]
 
-def write_cues(faces, names, path, size=(80, 64)):
+# %% ../../nbs/04_data.synthetic.ipynb #9d410342
+def write_cues(
+    faces: Faces,
+    names: list,      # N file names
+    path,
+    size=(80, 64),    # (H, W)
+):
     "Cue masks as bits, compressed"
-    masks = np.concatenate(_in_parallel(lambda rows: np.packbits(cues(faces.take(rows), size=size).reshape(-1, 40, size[0]*size[1]), -1), len(faces), "cue masks", 125))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, names=np.array(names), bits=masks, size=np.array(size))
-    _write(path, buffer.getvalue())
+    job = lambda rows: np.packbits(cues(faces.take(rows), size=size).reshape(-1, 40, size[0]*size[1]), -1)
+    bits, buffer = np.concatenate(in_parallel(job, len(faces), "cue masks", 128)), io.BytesIO()
+    np.savez_compressed(buffer, names=np.array(names), bits=bits, size=np.array(size))
+    write_bytes(path, buffer.getvalue())
 
+@dataclass
+class CueMasks:
+    "Cue masks of some pictures: `masks[\"000001.jpg\"]` or `masks[[name, …]]`"
+    names: list
+    bits: np.ndarray  # (N, 40, H*W/8) packed
+    size: tuple       # (H, W)
+
+    def __len__(self): return len(self.names)
+
+    def __getitem__(self, names) -> np.ndarray:  # (40, H, W) bool, or (len(names), 40, H, W)
+        "Masks by file name; raises `KeyError` for a picture without"
+        if isinstance(names, (str, Path)): return self[[names]][0]
+        where = {n: i for i, n in enumerate(self.names)}
+        bits = self.bits[[where[Path(n).name] for n in names]]
+        return np.unpackbits(bits, -1, count=self.size[0]*self.size[1]).reshape(len(bits), -1, *self.size).astype(bool)
+
+def cue_masks(
+    root,           # a folder `make_faces` wrote
+) -> CueMasks:
+    "The cue masks of the test part; raises `DataError` where there are none"
+    path = Path(root)/SIDE/"cue_masks.npz"
+    if not path.exists(): raise DataError(f"{path} is missing: cue masks exist for sets drawn by make_faces(..., cue_masks=True) only")
+    with np.load(path) as z: return CueMasks(z["names"].tolist(), z["bits"], tuple(z["size"].tolist()))
+
+# %% ../../nbs/04_data.synthetic.ipynb #c90100f1
 def make_faces(
     out,                  # folder to write to
     n: int = 5000,        # pictures
     seed: int = 0,        # another seed, other people
     label_noise=.035,     # share of written labels that are wrong
-    wild: bool = False,   # also the pictures in the wild (`variant="original"`); doubles the time
+    wild: bool = False,   # also the pictures in the wild (`variant="original"`)
     cue_masks=True,       # also the cue masks of the test part
 ):                        # -> AttributeTable
-    "Draw faces and write them in the official CelebA layout"
-    out, settings = Path(out), dict(n=n, seed=seed, label_noise=label_noise, wild=wild, cue_masks=cue_masks, version=VERSION)
-    if (out/SIDE/"faces.json").exists():
-        if read_json(out/SIDE/"faces.json") == settings: return read_faces(out)
-        raise DataError(f"{out} holds another synthetic set ({read_json(out/SIDE/'faces.json')}): delete it, or choose another folder")
+    "Draw faces and write them in the official CelebA layout. A set that is there already is read; raises `DataError` for another one"
+    out, settings = Path(out), dict(kind="faces", n=n, seed=seed, label_noise=label_noise, wild=wild, cue_masks=cue_masks, version=VERSION)
+    if not fresh(out, settings): return read_faces(out)
     faces, split = sample_faces(n, seed)
-    names = [f"{i:06d}.jpg" for i in faces.index]
-    write_pictures(faces, out/"Img"/"img_align_celeba")
-    attributes = lambda labels: celeba_text(names, np.where(labels, 1, -1), " ".join(CELEBA) + " ", 3)
-    _write(out/"Anno"/"list_attr_celeba.txt", attributes(noisy_labels(faces, label_noise)))
-    _write(out/"Eval"/"list_eval_partition.txt", celeba_text(names, np.array([SPLITS.index(s) for s in split])[:, None]))
-    _write(out/"Anno"/"identity_CelebA.txt", celeba_text(names, faces.identity[:, None]))
-    _write(out/"Anno"/"list_landmarks_align_celeba.txt", celeba_text(names, landmarks(faces).round().astype(int).reshape(n, 10), LANDMARKS, 5))
+    names, whole = [f"{i:06d}.jpg" for i in faces.index], lambda v: v.round().astype(int).reshape(n, -1)
+    write_pictures(faces, [out/"Img"/"img_align_celeba"/name for name in names])
+    texts = {"Eval/list_eval_partition.txt": celeba_text(names, np.array([SPLITS.index(s) for s in split])[:, None]),
+             "Anno/identity_CelebA.txt": celeba_text(names, faces.identity[:, None]),
+             "Anno/list_landmarks_align_celeba.txt": celeba_text(names, whole(landmarks(faces)), LANDMARKS, 5)}
+    for file, labels in (("Anno/list_attr_celeba.txt", noisy_labels(faces, label_noise)), (f"{SIDE}/list_attr_clean.txt", faces.labels)):
+        texts[file] = celeba_text(names, np.where(labels, 1, -1), " ".join(CELEBA) + " ", 3)
     if wild:
-        boxes, marks = write_wild(faces, out/"Img"/"img_celeba")
-        lines = [f"{name} " + "%5d %3d %3d %3d" % tuple(b) for name, b in zip(names, boxes.round().astype(int))]
-        _write(out/"Anno"/"list_bbox_celeba.txt", ("\r\n".join([str(n), "image_id x_1 y_1 width height", *lines]) + "\r\n").encode())
-        _write(out/"Anno"/"list_landmarks_celeba.txt", celeba_text(names, marks.round().astype(int).reshape(n, 10), LANDMARKS, 5))
-    _write(out/SIDE/"list_attr_clean.txt", attributes(faces.labels))
-    if cue_masks: write_cues(faces.take(split == "test"), [x for x, s in zip(names, split) if s == "test"], out/SIDE/"cue_masks.npz")
-    write_json(out/SIDE/"faces.json", settings)
+        boxes, marks = write_wild(faces, [out/"Img"/"img_celeba"/name for name in names])
+        texts["Anno/list_bbox_celeba.txt"] = celeba_boxes(names, whole(boxes))
+        texts["Anno/list_landmarks_celeba.txt"] = celeba_text(names, whole(marks), LANDMARKS, 5)
+    for file, data in texts.items(): write_bytes(out/file, data)
+    rows = np.flatnonzero(split == "test")
+    if cue_masks: write_cues(faces.take(rows), [names[i] for i in rows], out/SIDE/"cue_masks.npz")
+    write_json(out/SIDE/"settings.json", settings)
     return read_faces(out)
-
-SIDE, VERSION = "Synthetic", 1
 
 def read_faces(
     out,                # a folder `make_faces` wrote
@@ -1160,5 +1217,100 @@ def read_faces(
 ):                      # -> AttributeTable
     "The set as read by the official reader, with the word synthetic in its name"
     table = celeba(out, variant)
-    settings = read_json(Path(out)/SIDE/"faces.json")
-    return replace(table, name=table.name.replace("CelebA", "synthetic faces"), notes=[f"drawn, not photographed: {settings}"])
+    return replace(table, name=f"synthetic faces ({variant})", notes=[f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"])
+
+def clean_labels(
+    root,           # a folder `make_faces` wrote
+) -> np.ndarray:    # (N, 40) uint8, rows as in `read_faces`
+    "The labels before noise: what is really in the pictures"
+    rows = [line.split()[1:] for line in (Path(root)/SIDE/"list_attr_clean.txt").read_text().splitlines()[2:]]
+    return (np.array(rows, int) > 0).astype(np.uint8)
+
+# %% ../../nbs/04_data.synthetic.ipynb #fd4f0bf7
+def make_parsing(
+    out,             # folder to write to
+    n: int = 400,    # pictures; parted 80/10/10 as exemplars, tuning, testing
+    seed: int = 0,   # another seed, other people; never the people of `make_faces`
+):                   # -> ParsingTable
+    "Draw faces with eleven soft region maps each and write them in the Helen layout. A set that is there already is read"
+    out, settings = Path(out), dict(kind="parsing", n=n, seed=seed, version=VERSION)
+    if not fresh(out, settings): return read_parsing(out)
+    faces, split = sample_faces(n, f"parsing {seed}", share=(.8, .1))
+    ids = [f"{int(u*9e8) + 10**8}{i:03d}_1" for i, u in zip(faces.index, uniform(faces.seed, "id", faces.index))]
+    (out/"images").mkdir(parents=True, exist_ok=True)
+    def job(rows):
+        margin = .03*(rows.start//8 % 5)  # some are framed wider, and every image has its own size
+        size = (218 + 6*(rows.start//8 % 4), 178 + 4*(rows.start//8 % 5))
+        frame = (-178*margin, -218*margin, 178*(1 + margin), 218*(1 + margin))
+        for name, picture, maps in zip(ids[rows], *draw(faces.take(rows), size, frame, regions=True)):
+            to_image(picture).save(out/"images"/f"{name}.jpg", "JPEG", quality=92)
+            (out/"labels"/name).mkdir(parents=True, exist_ok=True)
+            for k, m in enumerate((maps*255).round().byte().numpy()):
+                Image.fromarray(m).save(out/"labels"/name/f"{name}_lbl{k:02d}.png", compress_level=1)
+    in_parallel(job, n, "drawing with regions", 8)
+    for file, part in zip(("exemplars.txt", "tuning.txt", "testing.txt"), SPLITS):
+        chosen = [name for name, s in zip(ids, split) if s == part]
+        write_bytes(out/file, "".join(f"{i} , {name}\n" for i, name in enumerate(chosen, 1)).encode())
+    write_json(out/SIDE/"settings.json", settings)
+    return read_parsing(out)
+
+def read_parsing(
+    out,  # a folder `make_parsing` wrote
+):        # -> ParsingTable
+    "The set as read by the official reader of Helen, with the word synthetic in its name"
+    return replace(helen(out), name="synthetic parsing", notes=[f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"])
+
+# %% ../../nbs/04_data.synthetic.ipynb #ede65342
+GRADUAL = ("Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Big_Lips", "Big_Nose", "Bushy_Eyebrows", "Chubby", "High_Cheekbones",
+           "Mouth_Slightly_Open", "Narrow_Eyes", "Oval_Face", "Pointy_Nose", "Smiling")
+LFW = (-36.5, -3.5, 213.5, 246.5)  # the frame of an LFW picture, 250 x 250
+
+def other_habits(
+    faces: Faces,
+) -> np.ndarray:  # (N, 40) bool
+    "The labels other annotators would write: for gradual attributes they draw the line elsewhere, sometimes stricter, sometimes laxer"
+    labels = faces.labels.copy()
+    for name in GRADUAL:
+        cut = .22 if uniform(0, f"habit {name}", [0])[0] < .5 else .72
+        labels[:, CELEBA.index(name)[0]] = (faces.grade(name) > cut).flatten().numpy()
+    return labels
+
+def person_name(i: int) -> str:
+    "A made-up name, another one for every number below 160,000"
+    s = "Ba De Fi Go Hu Ka Le Mi No Pu Ra Se Ti Vo Wu Za Che Shi Tho Ya".split()
+    return f"{s[i % 20]}{s[i//20 % 20].lower()}_{s[i//400 % 20]}{s[(i//8000 + i) % 20].lower()}n"
+
+def make_shifted_faces(
+    out,               # folder to write to
+    n: int = 1500,     # pictures, half for training
+    seed: int = 0,     # another seed, other people; never the people of `make_faces`
+    label_noise=.05,   # share of written labels that are wrong
+):                     # -> AttributeTable
+    "Another synthetic set: other light, walls, framing and label habits; in the LFWA layout (.mat files of version 5)"
+    out, settings = Path(out), dict(kind="shifted", n=n, seed=seed, label_noise=label_noise, version=VERSION)
+    if not fresh(out, settings): return read_shifted(out)
+    faces, split = sample_faces(n, f"shifted {seed}", "shifted", share=(.5, 0.), mean=3)
+    count = {}
+    names = [person_name(i) for i in faces.identity]
+    for i, name in enumerate(names): count[name] = count.get(name, 0) + 1; names[i] = f"{name}\\{name}_{count[name]:04d}.jpg"
+    write_pictures(faces, [out/"lfw"/name.replace("\\", "/") for name in names], LFW, (250, 250))
+    labels = noisy_labels(replace(faces, labels=other_habits(faces)), label_noise)
+    cell = lambda texts: np.array([*texts, None], object)[:-1, None]
+    part = lambda s: (np.flatnonzero(split == s) + 1.)[:, None]
+    people = lambda s: np.unique(faces.identity[split == s]).astype(float)[:, None]
+    write_mat(out/"lfw_att_40.mat", AttrName=cell(CELEBA), label=labels.astype(float), name=cell(names))
+    write_mat(out/"indices_train_test.mat", indices_img_train=part("train"), indices_img_test=part("test"),
+              indices_identity_train=people("train"), indices_identity_test=people("test"))
+    write_json(out/SIDE/"settings.json", settings)
+    return read_shifted(out)
+
+def write_mat(path, **variables):
+    "A MATLAB file of version 5"
+    buffer = io.BytesIO(); savemat(buffer, variables)
+    write_bytes(path, buffer.getvalue())
+
+def read_shifted(
+    out,  # a folder `make_shifted_faces` wrote
+):        # -> AttributeTable
+    "The set as read by the official reader of LFWA, with the word synthetic in its name"
+    return replace(lfwa(out), name="synthetic faces, shifted", notes=[f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"])

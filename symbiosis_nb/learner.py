@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['attribute_logits', 'MeanScore', 'default_metrics', 'pick_precision', 'Autocast', 'ResumableLearner', 'split_groups',
            'attribute_learner', 'MeanIoU', 'parsing_learner', 'parsing_scores', 'Selection', 'Checkpoint',
-           'distributed', 'predict', 'top_losses']
+           'distributed', 'process_rank', 'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #277742dd
+# %% ../nbs/31_learner.ipynb #88ce514b
 import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #aeac4edf
+# %% ../nbs/31_learner.ipynb #6560304b
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -53,7 +53,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #57ae8895
+# %% ../nbs/31_learner.ipynb #d0136c2e
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -83,7 +83,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #8f7d760c
+# %% ../nbs/31_learner.ipynb #9505da8f
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -110,7 +110,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #35c18aa9
+# %% ../nbs/31_learner.ipynb #15ea8a5b
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -155,7 +155,7 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #d98f4147
+# %% ../nbs/31_learner.ipynb #dbd5fdeb
 class MeanIoU(Metric):
     "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
     def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
@@ -199,7 +199,7 @@ def parsing_scores(
     frame = M.parsing_frame(matrix, regions.names)
     return frame, M.parsing_means(frame)
 
-# %% ../nbs/31_learner.ipynb #50a20f5f
+# %% ../nbs/31_learner.ipynb #8abf583b
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -212,7 +212,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #e7d58f08
+# %% ../nbs/31_learner.ipynb #bee079be
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -237,16 +237,16 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #c9fd7fce
+# %% ../nbs/31_learner.ipynb #3cb0eb14
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
-    def __init__(self, path: str | Path, every: int = 1): self.path, self.every, self.state = Path(path), every, None
+    def __init__(self, path: str | Path, every: int = 1): self.file, self.every, self.state = Path(path), every, None
 
     def before_fit(self):
-        if not self.path.exists(): return
-        try: s = self.state = torch.load(self.path, weights_only=True)
-        except Exception as e: raise DataError(f"{self.path} is not a checkpoint of this library ({type(e).__name__}): delete it to start this run again") from None
+        if not self.file.exists(): return
+        try: s = self.state = torch.load(self.file, weights_only=True)
+        except Exception as e: raise DataError(f"{self.file} is not a checkpoint of this library ({type(e).__name__}): delete it to start this run again") from None
         self.model.load_state_dict(s["model"]); self.opt.load_state_dict(s["opt"])
         self.learn.first_epoch = s["epoch"] + 1
         r = self.recorder
@@ -267,7 +267,7 @@ class Checkpoint(Callback):
         state = dict(model=_plain(self.model.state_dict()), opt=_plain(self.opt.state_dict()), epoch=self.epoch, train_iter=self.learn.train_iter,
                      rng=_rng_state(self.learn), smooth=[r.smooth_loss.count, _plain(r.smooth_loss.val)], values=_plain(r.values),
                      losses=[float(v) for v in r.losses], iters=_plain(r.iters), lrs=[float(v) for v in r.lrs], selection=self._selection())
-        with atomic_write(self.path) as tmp: torch.save(state, tmp)
+        with atomic_write(self.file) as tmp: torch.save(state, tmp)
 
     def _selection(self, restore=None):
         "Read or restore what `Selection` remembers"
@@ -277,18 +277,28 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #ed0882ff
+# %% ../nbs/31_learner.ipynb #7ffb3514
 @contextlib.contextmanager
 def distributed(
     learn: Learner,
 ):
     "Train on all processes that torchrun started (fastai's `distrib_ctx`), else on this one"
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1: yield; return
-    try: import fastai.distributed  # gives learners `distrib_ctx`
+    rank, processes = process_rank()
+    if processes == 1: yield; return
+    try: from fastai.distributed import DistributedTrainer  # gives learners `distrib_ctx`
     except NameError: raise ImportError("training on several processes needs the accelerate package: pip install 'symbiosis_nb[distributed]'") from None
-    with learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available()): yield
+    DistributedTrainer._wrap_dl = lambda self, dl: dl  # our loaders share batches themselves, on CPUs too
+    for dl in learn.dls.loaders: dl.share = (rank, processes)
+    try:
+        with learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available()): yield
+    finally:
+        for dl in learn.dls.loaders: dl.share = None
 
-# %% ../nbs/31_learner.ipynb #1ee13649
+def process_rank() -> tuple:  # rank, number of processes
+    "Which of torchrun's processes this is; (0, 1) without torchrun"
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+# %% ../nbs/31_learner.ipynb #ed6a7f14
 @torch.no_grad()
 def predict(
     model: nn.Module,

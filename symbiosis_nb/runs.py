@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model', 'train', 'score', 'finish', 'average_runs',
            'run_job', 'run', 'collect', 'load_model', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #85f63991
+# %% ../nbs/33_runs.ipynb #09e44da7
 import resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,13 +29,13 @@ from .data.loaders import attribute_loader, normalize
 from .data.pixels import folder_lock
 from .data.tables import AttributeTable, read_image
 from .inputs import Job, ParserRun, default_device, is_finished, limit_table, prepare, resolve
-from .learner import Checkpoint, Selection, attribute_learner, distributed, parsing_scores, predict
+from .learner import Checkpoint, Selection, attribute_learner, distributed, parsing_scores, predict, process_rank
 from .methods import Build, get_method, make_profile
 from .models.backbones import n_parameters
 from .models.gating import Averaged
 from .models.pooling import fit_masks
 
-# %% ../nbs/33_runs.ipynb #a54d5297
+# %% ../nbs/33_runs.ipynb #387bbea2
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -76,7 +76,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #076d0a74
+# %% ../nbs/33_runs.ipynb #5352c41c
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -87,10 +87,10 @@ class Clock(Callback):
 class Bar(Callback):
     "One progress bar for a whole training, in place of fastai's table per epoch"
     def __init__(self, desc): self.desc = desc
-    def before_fit(self): self.bar = progress(desc=self.desc, total=(self.n_epoch - self.learn.first_epoch)*len(self.dls.train))
+    def before_fit(self): self.steps = progress(desc=self.desc, total=(self.n_epoch - self.learn.first_epoch)*len(self.dls.train))
     def after_batch(self):
-        if self.training: self.bar.update()
-    def after_fit(self): self.bar.close()
+        if self.training: self.steps.update()
+    def after_fit(self): self.steps.close()
 
 def multiply_adds(model: nn.Module, example: tuple) -> int:
     "Multiply-adds of one forward pass of one sample"
@@ -109,7 +109,7 @@ def _peak_memory():
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #0320be4a
+# %% ../nbs/33_runs.ipynb #a0f7e809
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -136,6 +136,7 @@ def train(job: Job, folder: Path):
     selection, clock = Selection(), Clock()
     with distributed(learn), learn.no_bar(), learn.no_logging():
         learn.fit_recipe(p.recipe, cbs=[selection, clock, Bar(f"{job.method.name}, seed {job.seed}"), Checkpoint(folder/"checkpoint.pt")])
+    if process_rank()[0] > 0: return
     loaders = {s: attribute_loader(job.table, ready.fields, s, 2*p.recipe.bs, ok=ready.ok, device=default_device())
                for s in ("valid", "test") if (job.table.split == s).any()}
     arrays, seconds = _measure(learn, selection, loaders, p.precision)
@@ -145,7 +146,7 @@ def train(job: Job, folder: Path):
     if ready.parser is not None: _keep_parser(ready.parser, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #549ec8fb
+# %% ../nbs/33_runs.ipynb #e4ad5bbd
 def _keep_parser(parser, folder):
     "A copy of the parser that made the masks, so that the folder can predict on its own"
     for name in ("config.json", "model.safetensors"):
@@ -174,7 +175,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #4212fbef
+# %% ../nbs/33_runs.ipynb #8e6814eb
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -188,12 +189,15 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #3ab00296
+# %% ../nbs/33_runs.ipynb #8c377f45
 def run_job(job: Job) -> Run:
     "The finished run of a job: read when it is there, trained when it is not"
-    folder = job.folder
+    folder, make = job.folder, average_runs if job.method.parts else train
+    if process_rank()[0] > 0:  # torchrun's other processes train along; the first one locks and writes
+        if not is_finished(folder, FILES): make(job, folder)
+        return Run(folder) if is_finished(folder, FILES) else None
     with folder_lock(folder):
-        if not is_finished(folder, FILES): (average_runs if job.method.parts else train)(job, folder)
+        if not is_finished(folder, FILES): make(job, folder)
     return Run(folder)
 
 def run(
@@ -212,7 +216,7 @@ def run(
     p = resolve(make_profile(profile, **overrides), m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out)))
 
-# %% ../nbs/33_runs.ipynb #43b9b7d8
+# %% ../nbs/33_runs.ipynb #68a77a7d
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -231,7 +235,7 @@ class _Names:
     def __len__(self): return len(self.names)
 def _vocab_of(r): return _Names(tuple(r.config["attributes"]))
 
-# %% ../nbs/33_runs.ipynb #a5f25015
+# %% ../nbs/33_runs.ipynb #c7a8789c
 class _Whole(nn.Module):
     "A model with its parser: pictures alone in, logits out"
     def __init__(self, model, parser=None, mask_size=None):
@@ -251,7 +255,7 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
     return _Whole(model, parser, tuple(s//p["mask_share"] for s in p["size"])).eval()
 
-# %% ../nbs/33_runs.ipynb #0e86035d
+# %% ../nbs/33_runs.ipynb #1e39595d
 def _picture(source, size):  # -> (H, W, 3) uint8
     image = source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0))
@@ -285,7 +289,7 @@ class Predictor:
             out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
         return pd.DataFrame(torch.cat(out).numpy().T, index=pd.Index(self.names, name="attribute"), columns=columns)
 
-# %% ../nbs/33_runs.ipynb #ce84ed10
+# %% ../nbs/33_runs.ipynb #14f180d5
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

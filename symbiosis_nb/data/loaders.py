@@ -7,7 +7,7 @@ __all__ = ['MEAN', 'STD', 'INPUTS', 'NO_AUGMENT', 'Field', 'normalize', 'denorma
            'GatherDL', 'attribute_targets', 'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL',
            'mixed_dls', 'show_attributes']
 
-# %% ../../nbs/07_data.loaders.ipynb #83aac39d
+# %% ../../nbs/07_data.loaders.ipynb #9cb855fe
 import math
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from ..core import DataError
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/07_data.loaders.ipynb #e5bfc9fb
+# %% ../../nbs/07_data.loaders.ipynb #bc505f82
 MEAN, STD = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])  # of ImageNet, which the published weights expect
 INPUTS = ("image", "picture", "maps")
 
@@ -49,7 +49,7 @@ def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
     "The inverse of `normalize`"
     return ((x.float().cpu()*STD[:, None, None] + MEAN[:, None, None])*255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/07_data.loaders.ipynb #3499d8cd
+# %% ../../nbs/07_data.loaders.ipynb #f55bac31
 @dataclass(frozen=True)
 class Augment:
     "Random mirror, shift, scale, rotation and colour for a batch; every value is a range around doing nothing"
@@ -84,7 +84,7 @@ def jitter(
     gray = x.mean(1, keepdim=True)
     return (gray + (x - gray)*saturation[:, None])*contrast[:, None] + offset[:, None]
 
-# %% ../../nbs/07_data.loaders.ipynb #cc49c8f4
+# %% ../../nbs/07_data.loaders.ipynb #660a0867
 def _swap(x, mirror, order):
     "Regions of mirrored samples trade places"
     if order == list(range(len(order))): return x
@@ -112,7 +112,7 @@ def transform(
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return jitter(x, how["colour"]) if f.kind == "image" else x
 
-# %% ../../nbs/07_data.loaders.ipynb #e5ed9243
+# %% ../../nbs/07_data.loaders.ipynb #fc5345ae
 class GatherDL(DataLoader):
     "A fastai `DataLoader` whose batch is one gather per field; inputs come first, then targets"
     def __init__(self,
@@ -130,6 +130,18 @@ class GatherDL(DataLoader):
         "A loader like this one, with the given changes"
         return super().new(dataset, cls, **merge(dict(fields=self.fields, augment=self.augment, vocab=self.vocab), kwargs))
 
+    share = None  # (rank, processes) while several processes train: each takes its share of every large batch
+
+    def get_idxs(self):
+        idxs = super().get_idxs()
+        if self.share is None: return idxs
+        rank, processes = self.share
+        return [*idxs, *idxs[:-len(idxs) % processes]][rank::processes]
+
+    def __len__(self):
+        n = self.n if self.share is None else math.ceil(self.n/self.share[1])
+        return n//self.bs if self.drop_last else math.ceil(n/self.bs)
+
     def do_batch(self, rows): return self.create_batch(rows)
     def create_batch(self, rows): return tuple(f.gather(rows) for f in self.fields)
 
@@ -137,7 +149,7 @@ class GatherDL(DataLoader):
         how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
         return tuple(transform(f, x, how) for f, x in zip(self.fields, b))
 
-# %% ../../nbs/07_data.loaders.ipynb #fcefd6e3
+# %% ../../nbs/07_data.loaders.ipynb #2a8e0ce6
 def attribute_targets(
     table: AttributeTable,
 ) -> np.ndarray:  # (N, NA) float32: 0, 1, or NaN where unknown
@@ -174,7 +186,7 @@ def attribute_dls(
     valid = attribute_loader(table, inputs, "valid" if has_valid else "train", 2*bs, ok=ok, **kwargs)
     return DataLoaders(train, valid)
 
-# %% ../../nbs/07_data.loaders.ipynb #d7f5ea27
+# %% ../../nbs/07_data.loaders.ipynb #8cca7c1d
 def parsing_loader(
     table: ParsingTable,
     inputs: list,
@@ -212,15 +224,16 @@ class MixedDL(GatherDL):
 
     def _next_parsing(self):
         "The next training batch of the parsing set, going round it again and again"
-        p, need = self.parsing, self.bs
+        p, (rank, processes) = self.parsing, self.share or (0, 1)
+        need = self.bs*processes
         while len(self.pool) < need: self.pool += self.rng.sample(list(p.dataset), len(p.dataset))
-        rows, self.pool = self.pool[:need], self.pool[need:]
+        rows, self.pool = self.pool[:need][rank::processes], self.pool[need:]
         b = p.create_batch(rows)
         return p.after_batch(tuple(t.to(self.device) for t in b) if self.device is not None else b)
 
     def __len__(self): return super().__len__() + (0 if self.shuffle or self.parsing is None else len(self.parsing))
 
-# %% ../../nbs/07_data.loaders.ipynb #df5fe267
+# %% ../../nbs/07_data.loaders.ipynb #cf56c1b6
 def mixed_dls(
     table: AttributeTable, image: Field, parsing: ParsingTable, parsing_image: Field, labels,
     bs: int = 32,            # attribute pictures per batch; as many parsing pictures come beside them
@@ -238,7 +251,7 @@ def mixed_dls(
         return dl
     return DataLoaders(one("train", True), one("valid", False))
 
-# %% ../../nbs/07_data.loaders.ipynb #eab0cf5d
+# %% ../../nbs/07_data.loaders.ipynb #27cdcf85
 def _pictures(x, n, cols):
     n = min(n, len(x)); rows = math.ceil(n/cols)
     fig, axes = plt.subplots(rows, cols, figsize=(cols*2.1, rows*2.9), squeeze=False)
@@ -268,7 +281,7 @@ def show_attributes(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/07_data.loaders.ipynb #de7b48e0
+# %% ../../nbs/07_data.loaders.ipynb #5509ec1b
 def _show_batch(self, b=None, max_n=8, **kwargs):
     "Show pictures of a batch with their attributes"
     b = self.one_batch() if b is None else b

@@ -70,6 +70,7 @@ FAULTS = [  # set, file, change, what must be said
     ("celeba", ATTR, edit("Young", "Old"), "no column Young"),
     ("celeba", ATTR, edit("Young", "Male"), "no column Male, Young"),
     ("celeba", ATTR, edit(" Young", ""), "no column Young"),
+    ("celeba", ATTR, edit(" Young", " Extra More Young"), "header has 42 columns, expected 40"),
     ("celeba", ATTR, lambda t: "\r\n".join(t.split("\r\n")[:2]), "has no rows"),
     ("celeba", ATTR, lambda t: "6\r\n", "has no rows"),
     ("celeba", ATTR, lambda t: "hello world\nthis is prose, not data\n", "no column"),
@@ -211,6 +212,7 @@ def test_damaged_zip(tmp_path):
 CSV_FAULTS = {"short row": (edit("000007.jpg,1,", "000007.jpg,"), "line 3: 40 columns, expected 41"), "open quote": (edit("000007.jpg", '"000007.jpg'), "column|values|already|no image|faulty|part"),
               "no header": (lambda t: t.split("\n", 1)[1].replace("000001.jpg", "000001.jpg,0", 1), "columns, expected"), "header only": (lambda t: t.split("\n")[0], "no rows"),
               "two columns alike": (edit("Young", "Male"), "no column Male, Young"), "blank cell": (edit("000007.jpg,1,", "000007.jpg,,"), "line 3: could not convert"),
+              "long row": (edit("000001.jpg", "1,000001.jpg"), "line 2: 42 columns, expected 41"), "all rows long": (lambda t: t.replace(".jpg", ".jpg,1"), "6 faulty line"),
               "only commas": (lambda t: ",,,\n,,\n", "no rows|no column")}
 
 @pytest.mark.parametrize("kind", CSV_FAULTS)

@@ -6,7 +6,7 @@
 __all__ = ['DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'Recipe', 'Profile', 'make_profile', 'Build', 'Method', 'register', 'get_method']
 
-# %% ../nbs/30_methods.ipynb #a6ab8fc8
+# %% ../nbs/30_methods.ipynb #2ea60f92
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -20,7 +20,7 @@ from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
 from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #32cb084f
+# %% ../nbs/30_methods.ipynb #22076b21
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -42,7 +42,7 @@ def constant(pct: float) -> float:
     "The rate as it is"
     return 1.
 
-# %% ../nbs/30_methods.ipynb #39facc8e
+# %% ../nbs/30_methods.ipynb #41144d4a
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
@@ -56,7 +56,7 @@ class Recipe:
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
 
-# %% ../nbs/30_methods.ipynb #d2ac989a
+# %% ../nbs/30_methods.ipynb #e5e5212f
 @dataclass(frozen=True)
 class Profile:
     "How big a run is; `None` leaves the choice to the method"
@@ -91,7 +91,7 @@ def make_profile(
     changed = {k: v for k, v in overrides.items() if k in recipe}
     return replace(profile, recipe=replace(profile.recipe or Recipe(), **changed)) if changed else profile
 
-# %% ../nbs/30_methods.ipynb #0fb7f936
+# %% ../nbs/30_methods.ipynb #4c762ec8
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -123,7 +123,7 @@ class Method:
     recipe: Recipe = Recipe()      # the paper's training
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #3e7681c5
+# %% ../nbs/30_methods.ipynb #265fd7e6
 VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 SA_RECIPE = Recipe(lr=1e-2, epochs=10, bs=16, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 
@@ -142,10 +142,14 @@ def get_method(name: str) -> Method:
     if name not in METHODS: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}")
     return METHODS[name]
 
-# %% ../nbs/30_methods.ipynb #107fe402
+# %% ../nbs/30_methods.ipynb #e36c4759
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
+
+def _sa_shape(trunk):
+    "Inception's taps and grid are the paper's; other trunks join their last two maps on the last one's grid, with dilations that fit it"
+    return {} if trunk == "inception_v3" else dict(taps=(-2, -1), grid=-1, rates=(1, 2, 4, 6))
 
 register(
     _symbiosis("avg_pool", "Avg. pooling", "Avg. Pooling", lambda b: AvgPool(b.trunk(), b.n)),
@@ -157,6 +161,6 @@ register(
     _symbiosis("ssp_ssg", "SSP + SSG", "SSP + SSG", None, tables=("1", "2", "5"), parts=("ssp", "ssg")),
     _symbiosis("inception", "Inception-V3 baseline", "Inception-V3: baseline", lambda b: AvgPool(b.trunk(), b.n), tables=("1", "3", "4", "5", "6"),
                trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
-    _symbiosis("sa", "SA", "Symbiotic Augmentation (SA)", lambda b: SANet(b.trunk(), b.n, b.n_regions, **b.options), tables=("1", "3", "4", "5", "6"),
+    _symbiosis("sa", "SA", "Symbiotic Augmentation (SA)", lambda b: SANet(b.trunk(), b.n, b.n_regions, **{**_sa_shape(b.backbone), **b.options}), tables=("1", "3", "4", "5", "6"),
                needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )

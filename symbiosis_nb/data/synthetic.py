@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['CAUSES', 'BEARD', 'ORDER', 'GOLDEN', 'ALIGNED', 'CENTRE', 'SKIN', 'NATURAL', 'OTHER_HAIR', 'CLOTH', 'WALL', 'STREET',
            'TIE', 'GOLD', 'HAIR', 'LIPSTICK', 'IRIS', 'SHADOW', 'FRAME', 'HAT', 'DECOYS', 'WALL_SLOTS', 'CLOTH_SLOTS',
-           'LAYERS', 'STARTS', 'FIRST', 'LANDMARKS', 'SIDE', 'VERSION', 'WILD', 'GRADUAL', 'LFW', 'uniform', 'normal',
-           'latent_causes', 'attribute_scores', 'eligible', 'decide', 'Faces', 'repair', 'toggle', 'identities',
-           'sample_faces', 'ellipse', 'box', 'bow', 'lens', 'bell', 'line', 'rgb', 'mix', 'choose', 'ramp', 'pose',
-           'place', 'rows_of', 'Canvas', 'window', 'Patch', 'skin_colour', 'hair_colour', 'hair_length', 'crooked',
-           'anatomy', 'head', 'skin_shade', 'strands', 'background', 'back_hair', 'neck', 'clothes', 'collar',
-           'necktie', 'necklace', 'ears', 'earrings', 'double_chin', 'face', 'cheeks', 'wrinkles', 'blemishes', 'bags',
-           'fuzz', 'bristle', 'beard_zone', 'stubble', 'full_beard', 'goatee', 'mustache', 'sideburns', 'beard', 'nose',
-           'lip_colour', 'mouth', 'eyes', 'makeup', 'brows', 'front_hair', 'scalp', 'fringe', 'bangs', 'spectacles',
-           'glasses', 'hat', 'hat_colours', 'beanie', 'cap', 'brimmed', 'any_hair', 'decoy_kind', 'decoys', 'occluder',
-           'hand', 'microphone', 'relight', 'smooth', 'focus', 'grain', 'wall_decoys', 'cloth_decoys', 'paint',
-           'to_image', 'draw', 'landmarks', 'face_boxes', 'cues', 'contrast', 'celeba_text', 'celeba_boxes',
-           'write_bytes', 'in_parallel', 'flip_rates', 'noisy_labels', 'fresh', 'write_pictures', 'write_wild',
-           'write_cues', 'CueMasks', 'cue_masks', 'make_faces', 'read_faces', 'clean_labels', 'make_parsing',
-           'read_parsing', 'other_habits', 'person_name', 'make_shifted_faces', 'write_mat', 'read_shifted']
+           'DECOY_SHARE', 'LAYERS', 'STARTS', 'FIRST', 'LANDMARKS', 'SIDE', 'VERSION', 'WILD', 'GRADUAL', 'LFW',
+           'uniform', 'normal', 'latent_causes', 'attribute_scores', 'eligible', 'decide', 'Faces', 'repair', 'toggle',
+           'identities', 'sample_faces', 'ellipse', 'box', 'bow', 'lens', 'bell', 'line', 'rgb', 'mix', 'choose',
+           'ramp', 'pose', 'place', 'rows_of', 'Canvas', 'window', 'Patch', 'skin_colour', 'hair_colour', 'hair_length',
+           'crooked', 'anatomy', 'head', 'skin_shade', 'strands', 'background', 'back_hair', 'neck', 'clothes',
+           'collar', 'necktie', 'necklace', 'ears', 'earrings', 'double_chin', 'face', 'cheeks', 'wrinkles',
+           'blemishes', 'bags', 'fuzz', 'bristle', 'beard_zone', 'stubble', 'full_beard', 'goatee', 'mustache',
+           'sideburns', 'beard', 'nose', 'lip_colour', 'mouth', 'eyes', 'makeup', 'brows', 'front_hair', 'scalp',
+           'fringe', 'bangs', 'spectacles', 'glasses', 'hat', 'hat_colours', 'beanie', 'cap', 'brimmed', 'any_hair',
+           'decoy_kind', 'decoys', 'occluder', 'hand', 'microphone', 'relight', 'smooth', 'focus', 'grain',
+           'wall_decoys', 'cloth_decoys', 'paint', 'to_image', 'draw', 'landmarks', 'face_boxes', 'cues', 'contrast',
+           'celeba_text', 'celeba_boxes', 'write_bytes', 'in_parallel', 'flip_rates', 'noisy_labels', 'drawn', 'fresh',
+           'write_pictures', 'write_wild', 'write_cues', 'CueMasks', 'cue_masks', 'make_faces', 'read_faces',
+           'clean_labels', 'make_parsing', 'read_parsing', 'other_habits', 'person_name', 'make_shifted_faces',
+           'write_mat', 'read_shifted']
 
-# %% ../../nbs/04_data.synthetic.ipynb #f0457ba3
+# %% ../../nbs/04_data.synthetic.ipynb #95eff932
 import io, math, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from .official import celeba, helen, lfwa
 from .tables import SPLITS
 from ..vocab import CELEBA, HAIR_COLOURS, HELEN
 
-# %% ../../nbs/04_data.synthetic.ipynb #9f8b0683
+# %% ../../nbs/04_data.synthetic.ipynb #e6b71994
 def uniform(
     seed,             # which world, number or text
     name: str,        # which question, for example "eye colour"
@@ -58,7 +59,7 @@ def normal(seed, name, ids):
     "As `uniform`, standard normal"
     return ndtri(uniform(seed, name, ids))
 
-# %% ../../nbs/04_data.synthetic.ipynb #3e8b3bd9
+# %% ../../nbs/04_data.synthetic.ipynb #c59fe13f
 CAUSES = """
 5_o_Clock_Shadow    .5 rough -.2
 Arched_Eyebrows     .7 male -.45 makeup .35
@@ -117,7 +118,7 @@ def latent_causes(seed, index, identity):
     who = {k: normal(seed, k, identity) for k in ("age", "weight", "makeup", "pigment", "rough")}
     now = {k: normal(seed, k, index) for k in ("joy", "formal")}
     p = CELEBA.prevalence["Male"]
-    male = ((identity*GOLDEN + uniform(seed, "male", [0])) % 1 < p).astype(float)  # evenly spread, so that small sets keep the rate
+    male = ((identity*GOLDEN + uniform(seed, "male", [0])) % 1 < p).astype(float)  # evenly spread: small sets keep the rate
     return dict(who, **now, male=(male - p)/math.sqrt(p*(1 - p)))
 
 def attribute_scores(seed, index, identity):
@@ -128,10 +129,11 @@ def attribute_scores(seed, index, identity):
         own, weights = _causes()[name]
         rest = math.sqrt(max(1 - sum(w*w for w in weights.values()), 0.))
         scores[:, j] = sum(w*causes[k] for k, w in weights.items())
-        scores[:, j] += rest*(math.sqrt(own)*normal(seed, f"{name} who", identity) + math.sqrt(1 - own)*normal(seed, f"{name} now", index))
+        who, now = normal(seed, f"{name} who", identity), normal(seed, f"{name} now", index)
+        scores[:, j] += rest*(math.sqrt(own)*who + math.sqrt(1 - own)*now)
     return scores
 
-# %% ../../nbs/04_data.synthetic.ipynb #7184ba6d
+# %% ../../nbs/04_data.synthetic.ipynb #b7af9c75
 def eligible(
     name: str,           # an attribute
     labels: np.ndarray,  # (N, 40) bool: what is decided so far
@@ -164,7 +166,7 @@ def _cuts():
     ids = np.arange(40_000)
     return decide(attribute_scores(-1, ids, ids//2))[1]
 
-# %% ../../nbs/04_data.synthetic.ipynb #625dd782
+# %% ../../nbs/04_data.synthetic.ipynb #18e03980
 @dataclass
 class Faces:
     "N faces that can be drawn: what they have, and the ids all chance depends on"
@@ -187,17 +189,17 @@ class Faces:
         return torch.from_numpy(self.labels[:, CELEBA.index(name)[0]].astype(np.float32))[:, None, None]
 
     def grade(self, name, lo=0., hi=1., gap=.2) -> torch.Tensor:
-        "(N, 1, 1) between `lo` and `hi`: how much of a gradual attribute is to be seen; the two classes keep a gap in the middle"
+        "(N, 1, 1) between `lo` and `hi`: how much of a gradual attribute is to be seen, with a gap between the classes"
         r = .5*(self.u(f"{name} grade") + self.u(f"{name} grade who", who=True))
         g = (1 - gap)/2*r + self.on(name)*(1 + gap)/2
         return lo + (hi - lo)*g
 
-# %% ../../nbs/04_data.synthetic.ipynb #7bf04f6f
+# %% ../../nbs/04_data.synthetic.ipynb #8e04802f
 def repair(
     labels: np.ndarray,  # (N, 40) bool
     name: str,           # the attribute that was just changed, which stays
 ) -> np.ndarray:
-    "Make labels possible again after one was changed: colours exclude each other, a bald head has no bangs, a goatee is a beard"
+    "Make labels possible again after one was changed: hair has one colour, a bald head no bangs, a goatee is a beard"
     labels, j = labels.copy(), CELEBA.index(name)[0]
     for (a, va), (b, vb) in CELEBA.contradictions:
         for this, v, other, w in ((a, va, b, vb), (b, vb, a, va)):
@@ -218,7 +220,7 @@ def toggle(
     labels[:, j] ^= True
     return replace(faces, labels=repair(labels, name))
 
-# %% ../../nbs/04_data.synthetic.ipynb #8232f822
+# %% ../../nbs/04_data.synthetic.ipynb #692fa7ea
 def identities(
     seed: int,
     n: int,          # pictures
@@ -246,7 +248,7 @@ def sample_faces(
     index = np.arange(1, n + 1)
     return Faces(decide(attribute_scores(seed, index, identity), _cuts())[0], index, identity, seed, look), split
 
-# %% ../../nbs/04_data.synthetic.ipynb #3c006d01
+# %% ../../nbs/04_data.synthetic.ipynb #9892a26a
 def ellipse(x, y, rx, ry):
     "Distance to an ellipse around the origin, measured along the ray from the centre"
     k = torch.sqrt((x/rx)**2 + (y/ry)**2) + 1e-6
@@ -280,7 +282,7 @@ def line(x, y, ax, ay, bx, by, r):
     t = (((x - ax)*dx + (y - ay)*dy)/(dx*dx + dy*dy)).clamp(0, 1)
     return torch.sqrt((x - ax - t*dx)**2 + (y - ay - t*dy)**2) - r
 
-# %% ../../nbs/04_data.synthetic.ipynb #d561a354
+# %% ../../nbs/04_data.synthetic.ipynb #ba6141b6
 def rgb(*values):
     "(1, 3, 1, 1) colour from 0..255"
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)/255
@@ -301,16 +303,16 @@ def ramp(t, colours):
     i = s.long().clamp(max=len(table) - 2)
     return torch.lerp(table[i], table[i + 1], (s - i)[:, None])[:, :, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #f777b4a7
+# %% ../../nbs/04_data.synthetic.ipynb #cfae115a
 ALIGNED = (0., 0., 178., 218.)  # x0, y0, x1, y1 of the aligned frame
 CENTRE = (88.5, 111.5)          # the point between the eyes in that frame
 
 def pose(f: Faces):
     "How each head sits in the frame: shift, roll, scale, and yaw in -1..1"
-    def near(name, s): return torch.from_numpy((s*normal(f.seed, name, f.index).clip(-2.2, 2.2)).astype(np.float32))[:, None, None]
     more = 1.4 if f.look == "shifted" else 1.
-    return SimpleNamespace(dx=near("dx", 4.*more), dy=near("dy", 4.*more), roll=near("roll", .07*more), scale=1 + near("scale", .045*more),
-                           yaw=near("yaw", .42*more))
+    def near(name, s):
+        return torch.from_numpy((s*more*normal(f.seed, name, f.index).clip(-2.2, 2.2)).astype(np.float32))[:, None, None]
+    return SimpleNamespace(dx=near("dx", 4.), dy=near("dy", 4.), roll=near("roll", .07), scale=1 + near("scale", .045), yaw=near("yaw", .42))
 
 def place(p, x, y, frame, size):
     "Head coordinates -> pixels of a picture of `size` (H, W) that shows `frame`"
@@ -353,12 +355,13 @@ class Canvas:
                                 rows=rows if self.rows is None else self.rows[rows])
             yield sub
 
-# %% ../../nbs/04_data.synthetic.ipynb #1ef63961
+# %% ../../nbs/04_data.synthetic.ipynb #13395462
 def window(c, box, depth, scene):
     "Row and column slices that hold the box of every face"
     x0, y0, x1, y1 = (torch.as_tensor(v, dtype=torch.float32) for v in box)
     (H, W), (fx, fy, gx, gy) = c.size, c.frame
-    if scene: xs, ys = (torch.stack([x0.min(), x1.max()]) - fx)*W/(gx - fx), (torch.stack([y0.min(), y1.max()]) - fy)*H/(gy - fy)
+    if scene:
+        xs, ys = (torch.stack([x0.min(), x1.max()]) - fx)*W/(gx - fx), (torch.stack([y0.min(), y1.max()]) - fy)*H/(gy - fy)
     else:
         x0, x1 = x0 - 1.1*abs(depth) - 1, x1 + 1.1*abs(depth) + 1
         xs, ys = place(c.p, torch.stack([x0, x1, x0, x1]), torch.stack([y0, y0, y1, y1]), c.frame, c.size)
@@ -405,11 +408,12 @@ class Patch:
         "A soft shadow around a shape that is about to be laid"
         return self.lay(d - soft/3, rgb(*colour), soft=soft, opacity=opacity)
 
-# %% ../../nbs/04_data.synthetic.ipynb #3f162d7b
+# %% ../../nbs/04_data.synthetic.ipynb #1894d10c
 SKIN = ((250, 222, 200), (240, 198, 168), (224, 172, 137), (196, 140, 102), (155, 103, 72), (110, 70, 48), (84, 54, 40))
 NATURAL = dict(Black_Hair=((20, 18, 22), (42, 36, 38)), Brown_Hair=((82, 50, 30), (124, 82, 50)),
                Blond_Hair=((206, 164, 96), (240, 216, 158)), Gray_Hair=((138, 138, 142), (206, 206, 210)))
-OTHER_HAIR = ((158, 78, 46), (178, 98, 60), (134, 52, 36), (98, 32, 44), (150, 64, 40), (118, 44, 50), (70, 108, 116), (176, 112, 140), (186, 116, 78))
+OTHER_HAIR = ((158, 78, 46), (178, 98, 60), (134, 52, 36), (98, 32, 44), (150, 64, 40), (118, 44, 50), (70, 108, 116), (176, 112, 140),
+              (186, 116, 78))
 
 def skin_colour(f: Faces):
     "Skin, dark where `pigment` says so, washed out when pale"
@@ -433,12 +437,13 @@ def crooked(f: Faces):
     "(N, 1, 1) -1..1: how far the face is from mirror symmetry, and to which side; little where Attractive"
     return f.grade("Attractive", 1., 0.)*torch.where(f.u("crooked side", who=True) < .5, -1., 1.)
 
-# %% ../../nbs/04_data.synthetic.ipynb #52469660
+# %% ../../nbs/04_data.synthetic.ipynb #d33075a0
 def anatomy(f: Faces):
     "The measures of each face, (N, 1, 1) in aligned pixels, and its colours, (N, 3, 1, 1)"
     own = lambda name, s: f.u(name, -s, s, who=True)
     male, oval, chubby = f.on("Male"), f.grade("Oval_Face"), f.grade("Chubby")
-    g = SimpleNamespace(skin=skin_colour(f), hair=hair_colour(f), long=hair_length(f), lop=crooked(f), light=f.u("light side", -1, 1))
+    g = SimpleNamespace(skin=skin_colour(f), hair=hair_colour(f), long=hair_length(f), lop=crooked(f))
+    g.light = f.u("light side", -1, 1)
     g.rx = 42.5 - 5*oval + own("width", 1.5) + 2.5*chubby
     g.chin = 60.5 + 6.5*oval + own("length", 1.5)
     g.jaw = (.62*male + .25 - .35*oval + own("jaw", .1)).clamp(0, 1)
@@ -478,7 +483,7 @@ def strands(p, bright=1.):
     extra = .10*shine*(1 + .3*line) + .022*(straight + wavy)*line
     return (g.hair*(bright + (.05 + .12*straight + .18*wavy)*line)[:, None] + extra[:, None]).clamp_(0, 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #03960cae
+# %% ../../nbs/04_data.synthetic.ipynb #635d0a52
 CLOTH = ((36, 40, 52), (70, 74, 84), (24, 66, 110), (120, 32, 40), (206, 200, 190), (60, 96, 70), (150, 120, 90), (86, 60, 110),
          (230, 226, 220), (180, 70, 60))
 WALL = ((96, 112, 130), (150, 160, 168), (70, 78, 90), (176, 150, 124), (120, 136, 110), (190, 184, 172), (110, 84, 80), (60, 92, 110),
@@ -494,11 +499,11 @@ def background(c):
     fall = (c.Y/218).clamp(0, 1)*f.u("wall fall", .2, .9)
     c.rgb[:] = mix(choose(f.u("wall"), wall), choose(f.u("wall low"), wall), fall)*f.u("wall light", .6, 1.15)[:, None]
     for i in range(3):
-        cx, cy, r = f.u(f"lamp x{i}", -10, 188), f.u(f"lamp y{i}", -10, 190), f.u(f"lamp r{i}", 8, 34)
         for s in c.only(f.u(f"lamp {i}") < .7):
             cx, cy, r = (s.f.u(f"lamp {k}{i}", *span) for k, span in (("x", (-10, 188)), ("y", (-10, 190)), ("r", (8, 34))))
             p = Patch(s, (cx - r - 5, cy - r - 5, cx + r + 5, cy + r + 5), scene=True)
-            p.lay(ellipse(p.x - cx, p.y - cy, r, r), choose(s.f.u(f"lamp c{i}"), wall), soft=6., opacity=s.f.u(f"lamp a{i}", .15, .6))
+            d, colour = ellipse(p.x - cx, p.y - cy, r, r), choose(s.f.u(f"lamp c{i}"), wall)
+            p.lay(d, colour, soft=6., opacity=s.f.u(f"lamp a{i}", .15, .6))
     for s in c.only(f.u("stripes") < .22):
         p = Patch(s, c.frame, scene=True)
         run = (p.x + p.y*s.f.u("stripe tilt", -.5, .5))*s.f.u("stripe width", .12, .4)
@@ -515,9 +520,10 @@ def back_hair(c):
 
 def neck(c):
     "Neck with the shadow of the chin"
-    p, g = Patch(c, (-44, 38, 44, 125), depth=-2.), c.g
+    p, g = Patch(c, (-56, 28, 56, 122), depth=-2.), c.g
     width = 19.5 + 7*c.f.on("Male") + 3*c.f.grade("Chubby")
-    d = torch.maximum(p.x.abs() - width - .02*(p.y - 72).clamp(min=0)**2, 30 - p.y)
+    flare = (.02*(p.y - 72).clamp(min=0)**2).clamp(max=22)
+    d = torch.maximum(torch.maximum(p.x.abs() - width - flare, 30 - p.y), p.y - 120)
     p.lay(d, skin_shade(p, .1), 0)
     p.lay(torch.maximum(ellipse(p.x, p.y - g.chin - 2, width + 4, 13.), d), g.skin*.45, soft=14., opacity=.5)
 
@@ -537,7 +543,8 @@ def collar(c):
         p = Patch(s, (-32, 70, 32, 130), depth=-2.)
         away, shirt = p.x.abs(), choose(s.f.u("shirt"), ((236, 236, 240), (200, 214, 232), (225, 210, 205), (180, 190, 200)))
         p.lay(torch.maximum(away - .55*(122 - p.y), 82 - p.y + .3*away), shirt*.96, 0)
-        flap = torch.maximum(torch.maximum(.8*(76 + .55*(24 - away) - p.y), .8*(p.y - 100 + .9*(away - 12).abs())), torch.maximum(away - 26, 3 - away))
+        flap = torch.maximum(.8*(76 + .55*(24 - away) - p.y), .8*(p.y - 100 + .9*(away - 12).abs()))
+        flap = torch.maximum(flap, torch.maximum(away - 26, 3 - away))
         p.shade(flap, 3., .3).lay(flap, shirt, 0)
 
 def necktie(c):
@@ -549,7 +556,7 @@ def necktie(c):
         p.lay(torch.maximum(p.x.abs() - 4.2 - .22*(p.y - 92).clamp(min=0), 90 - p.y), colour*.95, 0)
         p.lay(torch.maximum(p.x.abs() - 7.2 + .32*(p.y - 85), (p.y - 89.5).abs() - 6), colour, 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f2cea61a
+# %% ../../nbs/04_data.synthetic.ipynb #bf4d9a07
 def necklace(c):
     "A chain with beads or a pendant"
     for s in c.only(c.f.on("Wearing_Necklace") > 0):
@@ -581,7 +588,7 @@ def earrings(c):
 def double_chin(c):
     "A second fold of skin below the chin"
     for s in c.only(c.f.on("Double_Chin") > 0):
-        p, g, full = Patch(s, (-46, 30, 46, 96)), s.g, s.f.u("second chin", .75, 1.15)
+        p, g, full = Patch(s, (-46, 14, 46, 98)), s.g, s.f.u("second chin", .75, 1.15)
         d = ellipse(p.x, p.y - g.chin + 12, (g.rx - 7)*(.85 + .15*full), 12 + 13*full)
         p.shade(d, 5., .5).lay(d, skin_shade(p, .02), 0)
         p.lay(torch.maximum(d.abs() - 1.4, g.chin + 2 - p.y), g.skin*.5, soft=2.5, opacity=.55)
@@ -593,7 +600,7 @@ def face(c):
     p.lay(torch.maximum(d - 2, 30 - p.y), g.skin*.4, soft=4., opacity=.5)
     p.lay(d, skin_shade(p), 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #38217a02
+# %% ../../nbs/04_data.synthetic.ipynb #2df597e2
 def cheeks(c):
     "Cheekbones (light above, shade below) and red cheeks"
     high = c.f.grade("High_Cheekbones", -.3, 1.).clamp(min=0)
@@ -626,7 +633,8 @@ def blemishes(c):
         for i in range(7):
             x, y = f.u(f"spot x{i}", -31, 31, who=True), f.u(f"spot y{i}", -30, 50, who=True)
             d = torch.minimum((p.x - x)**2 + (p.y - y)**2, torch.as_tensor(d))
-        p.lay(d.sqrt() - 1.7, mix(s.g.skin*.65, rgb(170, 60, 50), f.u("spots", .1, .6)), soft=1., opacity=(2*s.g.lop.abs() - .5).clamp(0, .8))
+        colour, a = mix(s.g.skin*.65, rgb(170, 60, 50), f.u("spots", .1, .6)), (2*s.g.lop.abs() - .5).clamp(0, .8)
+        p.lay(d.sqrt() - 1.7, colour, soft=1., opacity=a)
 
 def bags(c):
     "Dark, swollen crescents under the eyes"
@@ -637,7 +645,7 @@ def bags(c):
         p.lay(bow(x, y - 7, 9.5, -4., 4.), mix(g.skin*.55, rgb(90, 50, 90), 0*a + .3), soft=3., opacity=.7*a)
         p.lay(bow(x, y - 9.5, 8.5, -4., 1.2), g.skin*.38, soft=1., opacity=.65*a)
 
-# %% ../../nbs/04_data.synthetic.ipynb #349dd1cc
+# %% ../../nbs/04_data.synthetic.ipynb #a5755044
 def fuzz(x, y):
     "A texture of short hair, about -1..1"
     return torch.sin(x*1.9 + 1.7*torch.sin(y*1.3))*torch.sin(y*1.5 + 1.9*torch.sin(x*1.1)) + .5*torch.sin(x*3.1 + y*2.3)
@@ -671,7 +679,8 @@ def goatee(c):
 def mustache(c):
     "Hair on the upper lip"
     p, g = Patch(c, (-22, 24, 22, 48), depth=5.), c.g
-    p.lay(bow(p.x, p.y - g.mouth_y + 5., 16., 4., c.f.u("moustache", 4.5, 6.5), .55) + .4*torch.sin(p.x*1.6), bristle(p), soft=1.)
+    d = bow(p.x, p.y - g.mouth_y + 5., 16., 4., c.f.u("moustache", 4.5, 6.5), .55) + .4*torch.sin(p.x*1.6)
+    p.lay(d, bristle(p), soft=1.)
 
 def sideburns(c):
     "Strips of hair down in front of the ears"
@@ -689,7 +698,7 @@ def beard(c):
     for name, grow in kinds.items():
         for s in c.only((c.f.on("No_Beard") < 1) & (c.f.on(name) > 0)): grow(s)
 
-# %% ../../nbs/04_data.synthetic.ipynb #756e4450
+# %% ../../nbs/04_data.synthetic.ipynb #39cd445a
 def nose(c):
     "A bridge with its shade, wings, nostrils; round or pointed tip"
     p, g = Patch(c, (-18, -6, 18, 42), depth=7.), c.g
@@ -724,13 +733,14 @@ def mouth(c):
     inside = torch.maximum(y.abs() - half, end)
     p.lay(inside, rgb(70, 18, 24), 8, opacity=(3*g.open).clamp(max=1))
     teeth = torch.minimum(y + .02*g.open, 99*(f.u("lower teeth") - .25) + .28*g.open - y)
-    p.lay(torch.maximum(inside + .5, teeth), rgb(246, 242, 232)*(1 - .06*(torch.sin(x*1.9) > .85).float())[:, None], opacity=g.open.clamp(max=1))
+    enamel = rgb(246, 242, 232)*(1 - .06*(torch.sin(x*1.9) > .85).float())[:, None]
+    p.lay(torch.maximum(inside + .5, teeth), enamel, opacity=g.open.clamp(max=1))
     p.lay(torch.maximum(y.abs() - .55, end), lips*.35, opacity=(1 - g.open).clamp(0, .9))
     p.lay(ellipse(x, y - half - .55*g.lip - .4, 4., .9), rgb(255, 225, 230), soft=1.5, opacity=.6*f.on("Wearing_Lipstick"))
     crease = bow(p.y - g.mouth_y + .3*g.smile, x.abs() - g.mouth_w - 2.5, 5.5, 1.6, 1.4)
     p.lay(crease, g.skin*.5, soft=1., opacity=(g.smile/6.5 - .35).clamp(0, .6))
 
-# %% ../../nbs/04_data.synthetic.ipynb #d4e7c179
+# %% ../../nbs/04_data.synthetic.ipynb #5f1f856a
 IRIS = ((70, 44, 26), (92, 62, 34), (60, 84, 60), (70, 110, 150), (96, 120, 130), (50, 34, 24))
 SHADOW = ((70, 60, 120), (40, 90, 120), (110, 50, 110), (50, 44, 50), (40, 100, 90), (140, 70, 60))
 
@@ -774,7 +784,7 @@ def brows(c):
         d = bow(u - 1, y - .02*arch*u - .35*arch, 11.5, arch, thick, .62)
         p.lay(d, (g.hair*.5 + .02)*(1 + .3*torch.sin(p.x*2.2 + p.y))[:, None], region, soft=.4, opacity=.92)
 
-# %% ../../nbs/04_data.synthetic.ipynb #15a6c52c
+# %% ../../nbs/04_data.synthetic.ipynb #8dd4bb02
 def front_hair(c):
     "Hair on the skull and down the sides with its hairline; a fringe of it on bald heads; bangs"
     for long in (False, True):
@@ -811,11 +821,12 @@ def bangs(c):
     "A cut edge of hair over the forehead"
     p, f, g = Patch(c, (-48, -58, 48, 6), depth=2.), c.f, c.g
     phase = f.u("strand phase", 0, 6)
-    edge = f.u("bangs", -21, -15) + f.u("sweep", -.22, .22)*p.x - .006*p.x*p.x + 2*torch.sin(p.x*.75 + phase) + 1.2*torch.sin(p.x*1.7)
+    edge = f.u("bangs", -21, -15) + f.u("sweep", -.22, .22)*p.x - .006*p.x*p.x
+    edge = edge + 2*torch.sin(p.x*.75 + phase) + 1.2*torch.sin(p.x*1.7)
     d = torch.maximum(torch.maximum(p.y - edge, -54 - p.y), ellipse(p.x, p.y + 2, g.rx + 1, 58.))
     p.shade(d, 4., .4).lay(d, strands(p)*(1 + .08*torch.sin(p.x*1.1 + phase))[:, None], HAIR)
 
-# %% ../../nbs/04_data.synthetic.ipynb #bd9fff3a
+# %% ../../nbs/04_data.synthetic.ipynb #43f2a836
 FRAME = ((24, 22, 26), (70, 40, 24), (140, 30, 36), (180, 150, 80), (40, 60, 110), (110, 112, 118))
 HAT = ((170, 40, 44), (30, 50, 100), (36, 36, 40), (196, 170, 120), (60, 110, 80), (206, 200, 196), (220, 150, 50), (90, 60, 110))
 
@@ -833,7 +844,8 @@ def glasses(c):
         p = Patch(s, (-48, -8, 48, 4), depth=2.)
         p.lay(torch.maximum((p.y + 2).abs() - thick/2, torch.maximum(g.eye_dx + rx - p.x.abs(), p.x.abs() - g.rx - 1)), colour)
         p = Patch(s, (-40, -16, 40, 18), depth=6.)
-        p.lay(box(p.x.abs() - g.eye_dx, p.y - 1, rx, ry, r), mix(rgb(235, 245, 255), rgb(20, 20, 26), dark), opacity=.14 + .78*dark)
+        tint = mix(rgb(235, 245, 255), rgb(20, 20, 26), dark)
+        p.lay(box(p.x.abs() - g.eye_dx, p.y - 1, rx, ry, r), tint, opacity=.14 + .78*dark)
         p.lay(spectacles(p.x, p.y - 1, g.eye_dx, rx, ry, r, thick), colour)
         p.lay(line(p.x, p.y, -g.eye_dx - 6, 5., -g.eye_dx + 2, -5., .8), rgb(255, 255, 255), soft=.8, opacity=.5)
 
@@ -859,7 +871,8 @@ def beanie(c):
 def cap(c):
     "With a visor and perhaps a badge"
     p, g, (one, two) = Patch(c, (-66, -84, 66, -6), depth=3.), c.g, hat_colours(c.f)
-    p.lay(torch.maximum(ellipse(p.x, p.y + 22, g.rx + 7., 50.), p.y + 26), one*(1.05 - .3*(p.x/58)**2 - .004*(p.y + 50))[:, None], 0)
+    round_ = (1.05 - .3*(p.x/58)**2 - .004*(p.y + 50))[:, None]
+    p.lay(torch.maximum(ellipse(p.x, p.y + 22, g.rx + 7., 50.), p.y + 26), one*round_, 0)
     p.lay(box(p.x, p.y + 52, 9., 8., 3.), two, 0, opacity=(c.f.u("badge") < .6).float())
     x = p.x - 8*torch.where(c.f.u("visor side") < .5, -1., 1.)
     p.lay(lens(x, p.y + 20, 42., 0., 12.), rgb(20, 14, 10), soft=5., opacity=.3)
@@ -868,32 +881,40 @@ def cap(c):
 def brimmed(c):
     "With a band and a wide brim"
     p, g, (one, two) = Patch(c, (-86, -86, 86, -4), depth=2.), c.g, hat_colours(c.f)
-    p.lay(torch.maximum(box(p.x*(1 - .0035*(p.y + 30)), p.y + 52, g.rx + 3., 30., 16.), p.y + 28), one*(1.05 - .25*(p.x/58)**2)[:, None], 0)
+    crown = torch.maximum(box(p.x*(1 - .0035*(p.y + 30)), p.y + 52, g.rx + 3., 30., 16.), p.y + 28)
+    p.lay(crown, one*(1.05 - .25*(p.x/58)**2)[:, None], 0)
     p.lay(torch.maximum((p.y + 38).abs() - 6., p.x.abs() - g.rx - 2.5), two, 0)
     p.lay(lens(p.x, p.y + 22, 42., 0., 12.), rgb(20, 14, 10), soft=6., opacity=.3)
     p.lay(lens(p.x, p.y + 29, 78., 5., 9.), one*(.92 + .01*(p.y + 30))[:, None], 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #6f3f6dd4
+# %% ../../nbs/04_data.synthetic.ipynb #efc894db
 def any_hair(f, k): return ramp(f.u(f"{k} hair"), sum(NATURAL.values(), ()))
 
 DECOYS = dict(
     frames=lambda f, k, x, y: (spectacles(x, y, 17., 12., 10., 6., 2.4), choose(f.u(k), FRAME)),
     lips=lambda f, k, x, y: (lens(x, y, 16., 5., 7.), choose(f.u(k), LIPSTICK)),
     beard=lambda f, k, x, y: (ellipse(x, y, 15., 11.) + .6*torch.sin(x*1.4), any_hair(f, k)*(1 + .35*fuzz(x, y))[:, None]),
-    hat=lambda f, k, x, y: (torch.minimum(torch.maximum(ellipse(x, y - 4, 19., 20.), y - 4), lens(x, y - 5, 27., 3., 5.)), choose(f.u(k), HAT)),
-    rings=lambda f, k, x, y: (torch.minimum(ellipse(x.abs() - 9, y, 3.6, 6.), ellipse(x.abs() - 9, y + 9, 2.4, 2.4)), choose(f.u(k), GOLD)),
+    hat=lambda f, k, x, y: (torch.minimum(torch.maximum(ellipse(x, y - 4, 19., 20.), y - 4), lens(x, y - 5, 27., 3., 5.)),
+                            choose(f.u(k), HAT)),
+    rings=lambda f, k, x, y: (torch.minimum(ellipse(x.abs() - 9, y, 3.6, 6.), ellipse(x.abs() - 9, y + 9, 2.4, 2.4)),
+                              choose(f.u(k), GOLD)),
     chain=lambda f, k, x, y: (bow(x, y, 22., -12., 3.4 + 1.2*torch.sin(x*1.3), 0.), choose(f.u(k), GOLD)),
     straight=lambda f, k, x, y: (ellipse(x, y, 20., 26.), any_hair(f, k)*(1 + .2*torch.sin(x*1.3))[:, None]),
     waves=lambda f, k, x, y: (ellipse(x, y, 20., 26.), any_hair(f, k)*(1 + .25*torch.sin(x*1.1 + 3*torch.sin(y*.22)))[:, None]),
     tie=lambda f, k, x, y: (torch.maximum(x.abs() - 4.5 - .2*(y + 14).clamp(min=0), y.abs() - 18), choose(f.u(k), TIE)),
     blush=lambda f, k, x, y: (ellipse(x, y, 11., 9.), rgb(226, 60, 84)),
     teeth=lambda f, k, x, y: (lens(x, y, 14., .5, 6.), rgb(246, 242, 232)),
-    brows=lambda f, k, x, y: (torch.minimum(bow(x.abs() - 18, y + 8, 11., 4., 3.5), lens(x.abs() - 18, y - 4, 9., 4.5, 3.5)), any_hair(f, k)*.6),
+    brows=lambda f, k, x, y: (torch.minimum(bow(x.abs() - 18, y + 8, 11., 4., 3.5), lens(x.abs() - 18, y - 4, 9., 4.5, 3.5)),
+                              any_hair(f, k)*.6),
     skin=lambda f, k, x, y: (box(x, y, 18., 22., 6.), ramp(f.u(k), SKIN)))
 WALL_SLOTS = ((16, 40), (162, 40), (16, 112), (162, 112), (-40, 70), (218, 70), (-30, 150), (208, 150))
 CLOTH_SLOTS = ((28, 204), (150, 204), (-20, 225), (200, 225))
 
-def decoy_kind(f, k): return (f.u(f"{k} kind")*2*len(DECOYS)).long()  # half of the slots stay empty
+DECOY_SHARE = .25  # of the slots that hold one; set by the difficulty, see below
+
+def decoy_kind(f, k):
+    "(N, 1, 1) position in `DECOYS`, or beyond the end where the slot stays empty"
+    return (f.u(f"{k} kind")/DECOY_SHARE*len(DECOYS)).long()
 
 def decoys(c, slots, name):
     "At each slot (x, y in the frame) perhaps one decoy, drawn without a look at the labels"
@@ -908,7 +929,7 @@ def decoys(c, slots, name):
                 p = Patch(s, (x - 36, y - 34, x + 36, y + 34), scene=True)
                 p.lay(*list(DECOYS.values())[j](s.f, k, (p.x - x)/size, (p.y - y)/size), soft=1., opacity=.9)
 
-# %% ../../nbs/04_data.synthetic.ipynb #9c1e7527
+# %% ../../nbs/04_data.synthetic.ipynb #ca09c51f
 def occluder(c):
     "A hand, a microphone or a bar in front of the face"
     kind = c.f.u("occluder")
@@ -916,7 +937,8 @@ def occluder(c):
     for s in c.only((kind >= .05) & (kind < .10)): microphone(s)
     for s in c.only((kind >= .10) & (kind < .14)):
         p, f = Patch(s, c.frame, scene=True), s.f
-        p.lay((p.x - f.u("bar x", 0, 178) - f.u("bar tilt", -.8, .8)*(p.y - 109)).abs() - f.u("bar width", 4, 9), choose(f.u("bar"), WALL), 0, soft=2.)
+        away = (p.x - f.u("bar x", 0, 178) - f.u("bar tilt", -.8, .8)*(p.y - 109)).abs()
+        p.lay(away - f.u("bar width", 4, 9), choose(f.u("bar"), WALL), 0, soft=2.)
 
 def hand(c):
     "Four fingers and a palm from below"
@@ -943,11 +965,11 @@ def relight(c):
     if f.look == "shifted": cast = cast*torch.tensor([1.08, .98, .82]).view(1, 3, 1, 1)
     c.rgb.mul_(fall.clamp(min=.3)[:, None]*cast*f.u("exposure", .82, 1.14)[:, None])
 
-# %% ../../nbs/04_data.synthetic.ipynb #7a5877e1
+# %% ../../nbs/04_data.synthetic.ipynb #d20e6037
 def smooth(planes, sigma):
     "Gaussian blur of (N, 3, H, W) with `sigma` (N, 1, 1) in pixels"
     reach = int(2.5*float(sigma.max())) + 1
-    w = torch.stack([torch.exp(-.5*(k/sigma)**2) for k in range(reach + 1)])
+    w = torch.stack([torch.exp(-.5*(k/sigma)**2)*(k <= 2.5*sigma) for k in range(reach + 1)])
     w = (w/(w[0] + 2*w[1:].sum(0)))[:, :, None]
     for dim in (2, 3):
         n = planes.shape[dim]
@@ -968,10 +990,10 @@ def _grain(): return torch.from_numpy(np.random.default_rng(7).standard_normal((
 def grain(c):
     "Sensor noise, another patch of it in every picture"
     (H, W), bank, amount = c.size, _grain(), c.f.u("noise", .004, .02)
-    dx, dy = (c.f.u("grain x")*(640 - W)).long(), (c.f.u("grain y")*(640 - H)).long()
-    for i, (x, y) in enumerate(zip(dx.flatten().tolist(), dy.flatten().tolist())): c.rgb[i].add_(bank[:, y:y + H, x:x + W], alpha=float(amount[i]))
+    dx, dy = ((c.f.u(f"grain {k}")*(640 - n)).long().flatten().tolist() for k, n in (("x", W), ("y", H)))
+    for picture, x, y, a in zip(c.rgb, dx, dy, amount): picture.add_(bank[:, y:y + H, x:x + W], alpha=float(a))
 
-# %% ../../nbs/04_data.synthetic.ipynb #c92600be
+# %% ../../nbs/04_data.synthetic.ipynb #f859de92
 def wall_decoys(c): decoys(c, WALL_SLOTS, "wall")
 def cloth_decoys(c): decoys(c, CLOTH_SLOTS, "cloth")
 
@@ -1010,7 +1032,7 @@ def draw(
         images.append(c.rgb.clamp_(0, 1)); parts.append(c.regions)
     return (torch.cat(images), torch.cat(parts)) if regions else torch.cat(images)
 
-# %% ../../nbs/04_data.synthetic.ipynb #55282a7d
+# %% ../../nbs/04_data.synthetic.ipynb #f0dd127a
 def landmarks(
     faces: Faces,
     frame=ALIGNED,
@@ -1034,7 +1056,7 @@ def face_boxes(
     xs, ys = (torch.cat([s[k].flatten(1) for s in spots], 1) for k in (0, 1))
     return torch.stack([xs.amin(1), ys.amin(1), xs.amax(1) - xs.amin(1), ys.amax(1) - ys.amin(1)], 1).numpy()
 
-# %% ../../nbs/04_data.synthetic.ipynb #990d0fb2
+# %% ../../nbs/04_data.synthetic.ipynb #7e54234c
 def cues(
     faces: Faces,
     names=None,       # attributes; default all
@@ -1056,7 +1078,7 @@ def cues(
             layer(c)
     return out
 
-# %% ../../nbs/04_data.synthetic.ipynb #23993f71
+# %% ../../nbs/04_data.synthetic.ipynb #ab7b3f6e
 def contrast(
     faces: Faces,
     names: list,       # one attribute per face
@@ -1073,7 +1095,7 @@ def contrast(
         out.append(torch.cat([with_, without, .25*with_ + .75*mask[:, None]]))
     return torch.stack(out)
 
-# %% ../../nbs/04_data.synthetic.ipynb #78b56de3
+# %% ../../nbs/04_data.synthetic.ipynb #f0fcb1d4
 LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
 SIDE, VERSION = "Synthetic", 1  # folder of what is no part of the official layout; raised when the pictures change
 
@@ -1095,7 +1117,7 @@ def celeba_boxes(
     lines = [f"{n} " + "%5d %3d %3d %3d" % tuple(b) for n, b in zip(names, np.asarray(boxes).tolist())]
     return ("\r\n".join([str(len(names)), "image_id x_1 y_1 width height", *lines]) + "\r\n").encode("ascii")
 
-# %% ../../nbs/04_data.synthetic.ipynb #74ac72de
+# %% ../../nbs/04_data.synthetic.ipynb #fd293f69
 def write_bytes(path, data):
     "Write whole or not at all"
     with atomic_write(path) as tmp: tmp.write_bytes(data)
@@ -1123,6 +1145,10 @@ def noisy_labels(
     chance = np.stack([uniform(faces.seed, f"{n} noise", faces.index) for n in CELEBA], 1)
     return faces.labels ^ (chance < np.where(faces.labels, *flip_rates(rate)))
 
+def drawn(out):
+    "The one note every synthetic table carries"
+    return [f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"]
+
 def fresh(out, settings):
     "True when `out` holds no set yet, False when it holds this one; raises `DataError` when it holds another"
     mark = Path(out)/SIDE/"settings.json"
@@ -1130,7 +1156,7 @@ def fresh(out, settings):
     if read_json(mark) == settings: return False
     raise DataError(f"{out} holds another synthetic set ({read_json(mark)}): delete it, or choose another folder")
 
-# %% ../../nbs/04_data.synthetic.ipynb #4f89127f
+# %% ../../nbs/04_data.synthetic.ipynb #f329127c
 def write_pictures(
     faces: Faces,
     paths: list,      # N files
@@ -1154,15 +1180,16 @@ def write_wild(faces, paths):
     crop = np.stack([pick(*a).round() for a in (("left", 0, 60), ("top", 0, 42), ("right", 258, 318), ("bottom", 272, 316))], 1)
     zoom, quality = pick("zoom", .75, 1.5), faces.u("jpeg", 62, 97).flatten().tolist()
     def job(rows):
-        for picture, path, q, (l, t, r, b), z in zip(draw(faces.take(rows), (316, 318), WILD, batch=16), paths[rows], quality[rows], crop[rows], zoom[rows]):
-            image = to_image(picture).crop((l, t, r, b))
+        pictures = draw(faces.take(rows), (316, 318), WILD, batch=16)
+        for picture, path, q, edges, z in zip(pictures, paths[rows], quality[rows], crop[rows], zoom[rows]):
+            image = to_image(picture).crop(tuple(edges))
             image.resize([round(s*z) for s in image.size], Image.BICUBIC).save(path, "JPEG", quality=int(q))
     in_parallel(job, len(faces), "drawing in the wild", 16)
     boxes, marks = face_boxes(faces, WILD, (316, 318)), landmarks(faces, WILD, (316, 318))
     boxes[:, :2] -= crop[:, :2]
     return boxes*zoom[:, None], (marks - crop[:, None, :2])*zoom[:, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #aac47f7b
+# %% ../../nbs/04_data.synthetic.ipynb #704aedb6
 def write_cues(
     faces: Faces,
     names: list,      # N file names
@@ -1199,7 +1226,7 @@ def cue_masks(
     if not path.exists(): raise DataError(f"{path} is missing: cue masks exist for sets drawn by make_faces(..., cue_masks=True) only")
     with np.load(path) as z: return CueMasks(z["names"].tolist(), z["bits"], tuple(z["size"].tolist()))
 
-# %% ../../nbs/04_data.synthetic.ipynb #e0bb1807
+# %% ../../nbs/04_data.synthetic.ipynb #621a837e
 def make_faces(
     out,                  # folder to write to
     n: int = 5000,        # pictures
@@ -1208,8 +1235,9 @@ def make_faces(
     wild: bool = False,   # also the pictures in the wild (`variant="original"`)
     cue_masks=True,       # also the cue masks of the test part
 ):                        # -> AttributeTable
-    "Draw faces and write them in the official CelebA layout. A set that is there already is read; raises `DataError` for another one"
-    out, settings = Path(out), dict(kind="faces", n=n, seed=seed, label_noise=label_noise, wild=wild, cue_masks=cue_masks, version=VERSION)
+    "Draw faces and write them in the official CelebA layout; reads a set that is there already, raises `DataError` for another one"
+    out = Path(out)
+    settings = dict(kind="faces", n=n, seed=seed, label_noise=label_noise, wild=wild, cue_masks=cue_masks, version=VERSION)
     if not fresh(out, settings): return read_faces(out)
     faces, split = sample_faces(n, seed)
     names, whole = [f"{i:06d}.jpg" for i in faces.index], lambda v: v.round().astype(int).reshape(n, -1)
@@ -1217,7 +1245,8 @@ def make_faces(
     texts = {"Eval/list_eval_partition.txt": celeba_text(names, np.array([SPLITS.index(s) for s in split])[:, None]),
              "Anno/identity_CelebA.txt": celeba_text(names, faces.identity[:, None]),
              "Anno/list_landmarks_align_celeba.txt": celeba_text(names, whole(landmarks(faces)), LANDMARKS, 5)}
-    for file, labels in (("Anno/list_attr_celeba.txt", noisy_labels(faces, label_noise)), (f"{SIDE}/list_attr_clean.txt", faces.labels)):
+    written = {"Anno/list_attr_celeba.txt": noisy_labels(faces, label_noise), f"{SIDE}/list_attr_clean.txt": faces.labels}
+    for file, labels in written.items():
         texts[file] = celeba_text(names, np.where(labels, 1, -1), " ".join(CELEBA) + " ", 3)
     if wild:
         boxes, marks = write_wild(faces, [out/"Img"/"img_celeba"/name for name in names])
@@ -1229,14 +1258,14 @@ def make_faces(
     write_json(out/SIDE/"settings.json", settings)
     return read_faces(out)
 
-# %% ../../nbs/04_data.synthetic.ipynb #0965c26f
+# %% ../../nbs/04_data.synthetic.ipynb #341c963b
 def read_faces(
     out,                # a folder `make_faces` wrote
     variant="aligned",  # as in `data.official.celeba`
 ):                      # -> AttributeTable
     "The set as read by the official reader, with the word synthetic in its name"
     table = celeba(out, variant)
-    return replace(table, name=f"synthetic faces ({variant})", notes=[f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"])
+    return replace(table, name=f"synthetic faces ({variant})", notes=drawn(out))
 
 def clean_labels(
     root,           # a folder `make_faces` wrote
@@ -1245,7 +1274,7 @@ def clean_labels(
     rows = [line.split()[1:] for line in (Path(root)/SIDE/"list_attr_clean.txt").read_text().splitlines()[2:]]
     return (np.array(rows, int) > 0).astype(np.uint8)
 
-# %% ../../nbs/04_data.synthetic.ipynb #7507c5bf
+# %% ../../nbs/04_data.synthetic.ipynb #0aa5ade9
 def make_parsing(
     out,             # folder to write to
     n: int = 400,    # pictures; parted 80/10/10 as exemplars, tuning, testing
@@ -1277,9 +1306,9 @@ def read_parsing(
     out,  # a folder `make_parsing` wrote
 ):        # -> ParsingTable
     "The set as read by the official reader of Helen, with the word synthetic in its name"
-    return replace(helen(out), name="synthetic parsing", notes=[f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"])
+    return replace(helen(out), name="synthetic parsing", notes=drawn(out))
 
-# %% ../../nbs/04_data.synthetic.ipynb #da127f51
+# %% ../../nbs/04_data.synthetic.ipynb #4585152c
 GRADUAL = ("Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Big_Lips", "Big_Nose", "Bushy_Eyebrows", "Chubby", "High_Cheekbones",
            "Mouth_Slightly_Open", "Narrow_Eyes", "Oval_Face", "Pointy_Nose", "Smiling")
 LFW = (-36.5, -3.5, 213.5, 246.5)  # the frame of an LFW picture, 250 x 250
@@ -1287,7 +1316,7 @@ LFW = (-36.5, -3.5, 213.5, 246.5)  # the frame of an LFW picture, 250 x 250
 def other_habits(
     faces: Faces,
 ) -> np.ndarray:  # (N, 40) bool
-    "The labels other annotators would write: for gradual attributes they draw the line elsewhere, sometimes stricter, sometimes laxer"
+    "The labels other annotators would write: stricter about some gradual attributes, laxer about others"
     labels = faces.labels.copy()
     for name in GRADUAL:
         cut = .3 if uniform(0, f"habit {name}", [0])[0] < .5 else .72
@@ -1332,4 +1361,4 @@ def read_shifted(
     out,  # a folder `make_shifted_faces` wrote
 ):        # -> AttributeTable
     "The set as read by the official reader of LFWA, with the word synthetic in its name"
-    return replace(lfwa(out), name="synthetic faces, shifted", notes=[f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"])
+    return replace(lfwa(out), name="synthetic faces, shifted", notes=drawn(out))

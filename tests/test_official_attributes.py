@@ -115,6 +115,9 @@ def test_wider_attribute_order_follows_the_map(tmp_path):
     for doc in docs: doc["attribute_id_map"] = {str(13 - i): n for i, n in enumerate(ff.WIDER_NAMES)}
     ff.wider_set(tmp_path, docs=docs)
     assert wider_attribute(tmp_path).known[0].nonzero()[0].tolist() == [12, 13]
+    for doc in docs: doc["attribute_id_map"] = {"0": "male", "4": "Tshirt"}
+    ff.wider_set(tmp_path, docs=docs)
+    assert wider_attribute(tmp_path).known[0].nonzero()[0].tolist() == [0, 1]
     for doc in docs: del doc["attribute_id_map"]
     ff.wider_set(tmp_path, docs=docs)
     assert wider_attribute(tmp_path).known[0].nonzero()[0].tolist() == [0, 1]

@@ -7,7 +7,7 @@ __all__ = ['BOXES', 'PARSER_FILES', 'PARSER_AUGMENT', 'PARSERS', 'NEEDS', 'Job',
            'box_masks', 'is_finished', 'to_regions', 'parsing_fields', 'default_device', 'ParserRun', 'parser_run',
            'mask_store', 'job_parser', 'mask_size', 'region_masks', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #0c6696eb
+# %% ../nbs/32_inputs.ipynb #34292524
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,12 @@ from .data.tables import AttributeTable, ParsingTable, read_image, relabel
 from .learner import Checkpoint, Selection, parsing_learner, parsing_scores
 from .losses import JointLoss
 from .methods import Method, Profile
+from .models.backbones import backbone
 from .models.pooling import fit_masks, landmark_masks
-from .models.segmenters import EncoderDecoder, Parser, small_parser
+from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #10caae02
+# %% ../nbs/32_inputs.ipynb #372780a4
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -43,6 +44,7 @@ class Job:
     on_bad: str = "raise"
     options: dict = field(default_factory=dict)
     out: Path = Path("runs")
+    start: Path | None = None  # a finished run's folder whose weights are the starting point
 
     def config(self) -> dict:
         "What is written to config.json, and digested"
@@ -52,7 +54,7 @@ class Job:
         return dict(method=self.method.name, paper=self.method.paper, data=self.table.name, data_digest=self.table.digest, frame=self.table.frame,
                     vocab=self.table.vocab.name, attributes=list(self.table.names), counts=self.table.counts(), profile=p, seed=self.seed, options=self.options,
                     parsing=needs_parsing and self.parsing is not None and dict(name=self.parsing.name, digest=self.parsing.digest, regions=list(self.parsing.regions.names)),
-                    on_bad=self.on_bad)
+                    on_bad=self.on_bad, **({} if self.start is None else dict(start=Path(self.start).name)))
 
     @property
     def folder(self) -> Path:
@@ -68,7 +70,7 @@ def resolve(profile: Profile, m: Method) -> Profile:
     return replace(profile, size=tuple(profile.size or m.size), backbone=profile.backbone or m.trunk, recipe=profile.recipe or m.recipe,
                    weights=profile.weights or (m.weights if own else None))
 
-# %% ../nbs/32_inputs.ipynb #8d5a0182
+# %% ../nbs/32_inputs.ipynb #7b9f5ebb
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -78,7 +80,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #4d76ed3e
+# %% ../nbs/32_inputs.ipynb #fafa8d52
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -105,8 +107,8 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #14f0e793
-PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
+# %% ../nbs/32_inputs.ipynb #c60516c5
+PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
 def is_finished(folder: Path, files: tuple) -> bool:
@@ -131,8 +133,13 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #9c527085
-PARSERS = dict(small=lambda n, width: small_parser(n, width), encoder_decoder=lambda n, width: EncoderDecoder(n, width))
+# %% ../nbs/32_inputs.ipynb #26105d75
+def _aspp(n, c):
+    "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
+    shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
+    return ASPPNet(backbone(c["backbone"], c["width"], c.get("weights")), n, **shape)
+
+PARSERS = dict(small=lambda n, c: small_parser(n, c["width"]), encoder_decoder=lambda n, c: EncoderDecoder(n, c["width"]), aspp=_aspp)
 
 @dataclass
 class ParserRun:
@@ -143,46 +150,58 @@ class ParserRun:
     @property
     def config(self) -> dict: return read_json(self.folder/"config.json")
     @property
+    def confusions(self) -> np.ndarray:
+        "One confusion matrix per test image, (N, S, S)"
+        with np.load(self.folder/"confusions.npz") as z: return z["confusions"]
+    @property
     def digest(self) -> str: return self.folder.name.split("-")[-1]
     def load(self) -> Parser:
         "The frozen network: picture -> probabilities (B, S, H, W)"
         c = self.config
-        net = PARSERS[c["parser"]](len(c["regions"]), c["width"])
+        net = PARSERS[c["parser"]](len(c["regions"]), {**c, "weights": None})
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Parser(net).to(default_device())
 
 def parser_run(
     parsing: ParsingTable,
-    profile: Profile,           # resolved: size, parser, parser_recipe, width
+    profile: Profile,           # resolved: size, parser, parser_recipe, backbone, width
     seed: int = 0,
     out: str | Path = "runs",
+    regions: RegionVocab = FACE7,     # wanted labels, where there is a mapping to them
+    weights: str | Path | None = None,  # of the trunk ("aspp" only): a file, for example an attribute run's
 ) -> ParserRun:
     "Train a parser once; read it when it is there, resume it when it was cut off"
-    table, r = to_regions(parsing, FACE7), profile.parser_recipe
-    width = profile.width if profile.parser == "small" else 1.
-    config = dict(parser=profile.parser, width=width, size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                  recipe={**asdict(r), "schedule": _schedule_name(r.schedule)}, seed=seed)
+    table, r = to_regions(parsing, regions), profile.parser_recipe
+    config = dict(parser=profile.parser, backbone=profile.backbone if profile.parser == "aspp" else None, width=1. if profile.parser == "encoder_decoder" else profile.width,
+                  size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
+                  recipe={**asdict(r), "schedule": _schedule_name(r.schedule)}, seed=seed, weights=None if weights is None else Path(weights).parent.name)
     folder = Path(out)/f"parser-{digest(config)}"
     with folder_lock(folder):
-        if not is_finished(folder, PARSER_FILES): _train_parser(table, profile, config, folder)
+        if not is_finished(folder, PARSER_FILES): _train_parser(table, profile, {**config, "weights": weights}, folder)
     return ParserRun(folder)
 
 def _train_parser(table, profile, config, folder):
     image, labels = parsing_fields(table, profile.size)
     seed_everything(config["seed"])
-    net = PARSERS[profile.parser](len(table.regions), config["width"]).to(default_device())
+    net = PARSERS[profile.parser](len(table.regions), config).to(default_device())
     learn = parsing_learner(_parsing_dls(table, image, labels, profile.parser_recipe.bs), net, len(table.regions), path=folder, precision=profile.precision)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(profile.parser_recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
     test = parsing_loader(table, [image], labels, "test" if (table.split == "test").any() else "valid", profile.parser_recipe.bs, device=default_device())
-    frame, means = parsing_scores(net, test, profile.precision)
+    frame, means, confusions = parsing_scores(net.eval(), test, profile.precision)
+    log = pd.DataFrame([list(v) for v in learn.recorder.values], columns=learn.recorder.metric_names[1:-1])
+    _write_parser(folder, config, frame, means, confusions, log, net)
+
+def _write_parser(folder, config, frame, means, confusions, log, net):
+    "A parser's files, `done.json` last"
     with atomic_write(folder/"scores.parquet") as tmp: frame.to_parquet(tmp)
-    with atomic_write(folder/"log.csv") as tmp: pd.DataFrame([list(v) for v in learn.recorder.values], columns=learn.recorder.metric_names[1:-1]).to_csv(tmp, index_label="epoch")
+    with atomic_write(folder/"confusions.npz") as tmp, open(tmp, "wb") as f: np.savez_compressed(f, confusions=confusions)
+    with atomic_write(folder/"log.csv") as tmp: log.to_csv(tmp, index_label="epoch")
     with atomic_write(folder/"model.safetensors") as tmp: save_file({k: v.cpu().contiguous().clone() for k, v in net.state_dict().items()}, tmp)
     write_json(folder/"config.json", config)
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #5756526b
+# %% ../nbs/32_inputs.ipynb #eddd9a6b
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -215,7 +234,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #e0f9438e
+# %% ../nbs/32_inputs.ipynb #cc92a393
 NEEDS = {None: lambda job: [], "parsing": lambda job: [], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

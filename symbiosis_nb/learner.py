@@ -7,7 +7,7 @@ __all__ = ['attribute_logits', 'MeanScore', 'default_metrics', 'pick_precision',
            'attribute_learner', 'MeanIoU', 'parsing_learner', 'parsing_scores', 'Selection', 'Checkpoint',
            'distributed', 'process_rank', 'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #88ce514b
+# %% ../nbs/31_learner.ipynb #7c338e87
 import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #6560304b
+# %% ../nbs/31_learner.ipynb #c7d1ee34
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -53,7 +53,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #d0136c2e
+# %% ../nbs/31_learner.ipynb #70568f92
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -83,7 +83,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #9505da8f
+# %% ../nbs/31_learner.ipynb #79daf773
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -110,7 +110,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #15ea8a5b
+# %% ../nbs/31_learner.ipynb #3e621ec3
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -155,7 +155,7 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #dbd5fdeb
+# %% ../nbs/31_learner.ipynb #7a56c165
 class MeanIoU(Metric):
     "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
     def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
@@ -189,17 +189,17 @@ def parsing_scores(
     parse,                   # picture -> region logits (B, S, h, w): a network, or a model's `parse`
     dl,                      # of pictures and label maps, without shuffling
     precision: str = "auto",
-) -> tuple:                  # frame (index region), means as in `metrics.parsing_means`
+) -> tuple:                  # frame (index region), means as in `metrics.parsing_means`, one confusion matrix per image (N, S, S)
     "Parsing scores over a whole loader"
-    regions, matrix = dl.fields[-1].regions, 0
+    regions, matrices = dl.fields[-1].regions, []
     for x, y in dl:
         dtype = pick_precision(precision, x.device.type)
         with torch.autocast(x.device.type, getattr(torch, dtype), enabled=dtype != "float32"): out = parse(x)
-        matrix = matrix + M.confusion(y.cpu(), _region_labels(out, y.shape[-2:]).cpu(), len(regions))
-    frame = M.parsing_frame(matrix, regions.names)
-    return frame, M.parsing_means(frame)
+        matrices += [M.confusion(a, b, len(regions)) for a, b in zip(y.cpu(), _region_labels(out, y.shape[-2:]).cpu())]
+    frame = M.parsing_frame(sum(matrices), regions.names)
+    return frame, M.parsing_means(frame), np.stack(matrices)
 
-# %% ../nbs/31_learner.ipynb #8abf583b
+# %% ../nbs/31_learner.ipynb #a54251a6
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -212,7 +212,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #bee079be
+# %% ../nbs/31_learner.ipynb #88081fba
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -237,7 +237,7 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #3cb0eb14
+# %% ../nbs/31_learner.ipynb #cc19649b
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
@@ -277,7 +277,7 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #7ffb3514
+# %% ../nbs/31_learner.ipynb #53fe5359
 @contextlib.contextmanager
 def distributed(
     learn: Learner,
@@ -298,7 +298,7 @@ def process_rank() -> tuple:  # rank, number of processes
     "Which of torchrun's processes this is; (0, 1) without torchrun"
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-# %% ../nbs/31_learner.ipynb #ed6a7f14
+# %% ../nbs/31_learner.ipynb #2ad18233
 @torch.no_grad()
 def predict(
     model: nn.Module,

@@ -7,7 +7,7 @@ __all__ = ['BOXES', 'PARSER_FILES', 'PARSER_AUGMENT', 'PARSERS', 'NEEDS', 'Job',
            'box_masks', 'is_finished', 'to_regions', 'parsing_fields', 'default_device', 'ParserRun', 'parser_run',
            'mask_store', 'job_parser', 'mask_size', 'region_masks', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #34292524
+# %% ../nbs/32_inputs.ipynb #e64243a7
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #372780a4
+# %% ../nbs/32_inputs.ipynb #d8c29b3d
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -68,9 +68,11 @@ def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method"
     own = profile.backbone is None and profile.size is None
     return replace(profile, size=tuple(profile.size or m.size), backbone=profile.backbone or m.trunk, recipe=profile.recipe or m.recipe,
-                   weights=profile.weights or (m.weights if own else None))
+                   weights=None if profile.weights == "scratch" else profile.weights or (m.weights if own else None))
 
-# %% ../nbs/32_inputs.ipynb #7b9f5ebb
+def _augment(profile): return Augment() if profile.augment else None
+
+# %% ../nbs/32_inputs.ipynb #8c08ebec
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -80,7 +82,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #fafa8d52
+# %% ../nbs/32_inputs.ipynb #6363e5bf
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -107,7 +109,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #c60516c5
+# %% ../nbs/32_inputs.ipynb #146e88f7
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
@@ -133,7 +135,7 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #26105d75
+# %% ../nbs/32_inputs.ipynb #047d18d5
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -201,7 +203,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #eddd9a6b
+# %% ../nbs/32_inputs.ipynb #fdaa5f48
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -234,7 +236,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #cc92a393
+# %% ../nbs/32_inputs.ipynb #0130b58b
 NEEDS = {None: lambda job: [], "parsing": lambda job: [], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass
@@ -257,7 +259,7 @@ def prepare(job: Job) -> Ready:
     fields = [Field("image", pixels), *NEEDS[m.needs](job)]
     if m.needs == "parsing": return _with_parsing(job, fields, pixels.ok)
     regions = next((len(f.regions) for f in fields if f.kind == "maps"), None)
-    dls = lambda: attribute_dls(job.table, fields, p.recipe.bs, Augment(), pixels.ok, device=default_device())
+    dls = lambda: attribute_dls(job.table, fields, p.recipe.bs, _augment(p), pixels.ok, device=default_device())
     return Ready(fields, pixels.ok, dls, regions, parser=job_parser(job) if m.needs == "masks" else None, sources={f.kind: f.store.digest for f in fields})
 
 def _with_parsing(job, fields, ok):
@@ -266,6 +268,6 @@ def _with_parsing(job, fields, ok):
     table, p = to_regions(job.parsing, HELEN), job.profile
     image, labels = parsing_fields(table, p.size)
     half = max(1, p.recipe.bs//2)
-    dls = lambda: mixed_dls(job.table, fields[0], table, image, labels, half, Augment(), ok, device=default_device())
+    dls = lambda: mixed_dls(job.table, fields[0], table, image, labels, half, _augment(p), ok, device=default_device())
     test = parsing_loader(table, [image], labels, "test", half, device=default_device()) if (table.split == "test").any() else None
     return Ready(fields, ok, dls, len(table.regions), JointLoss(), test, sources=dict(image=fields[0].store.digest, labels=labels.digest))

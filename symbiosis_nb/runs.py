@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model', 'start_from', 'train', 'score', 'finish',
            'average_runs', 'run_job', 'run', 'collect', 'load_model', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #4a12ba8c
+# %% ../nbs/33_runs.ipynb #59e0f5b7
 import resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,8 +34,9 @@ from .methods import Build, get_method, make_profile
 from .models.backbones import n_parameters
 from .models.gating import Averaged
 from .models.pooling import fit_masks
+from .vocab import BERKELEY, CELEBA, WIDER
 
-# %% ../nbs/33_runs.ipynb #222c7865
+# %% ../nbs/33_runs.ipynb #ad114fe9
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -76,7 +77,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #ae7c773c
+# %% ../nbs/33_runs.ipynb #7bef1b9a
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -109,7 +110,7 @@ def _peak_memory():
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #5e5e270c
+# %% ../nbs/33_runs.ipynb #424554f2
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -158,7 +159,7 @@ def train(job: Job, folder: Path):
     if ready.parser is not None: _keep_parser(ready.parser, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #49db2f2f
+# %% ../nbs/33_runs.ipynb #a74f1a42
 def _keep_parser(parser, folder):
     "A copy of the parser that made the masks, so that the folder can predict on its own"
     for name in ("config.json", "model.safetensors"):
@@ -187,7 +188,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #cca940c5
+# %% ../nbs/33_runs.ipynb #291c2c88
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -201,7 +202,7 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #e01317ef
+# %% ../nbs/33_runs.ipynb #07e53b96
 def run_job(job: Job) -> Run:
     "The finished run of a job: read when it is there, trained when it is not"
     folder, make = job.folder, average_runs if job.method.parts else train
@@ -229,7 +230,7 @@ def run(
     p = resolve(make_profile(profile, **overrides), m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out), start))
 
-# %% ../nbs/33_runs.ipynb #f5856f0c
+# %% ../nbs/33_runs.ipynb #57e69080
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -246,9 +247,12 @@ def collect(
 class _Names:
     names: tuple
     def __len__(self): return len(self.names)
-def _vocab_of(r): return _Names(tuple(r.config["attributes"]))
+def _vocab_of(r):
+    "The vocabulary of a run, with its groups where it is one of ours"
+    names = tuple(r.config["attributes"])
+    return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #db791b40
+# %% ../nbs/33_runs.ipynb #4354327a
 class _Whole(nn.Module):
     "A model with its parser: pictures alone in, logits out"
     def __init__(self, model, parser=None, mask_size=None):
@@ -263,12 +267,11 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     if m.parts: return Averaged([load_model(r.folder.parent/name) for name in r.done["parts"]]).eval()
     if m.needs == "boxes": raise DataError(f"{m.name} needs landmarks with every picture and cannot predict from photographs alone")
     p, parser = c["profile"], ParserRun(r.folder/"parser").load() if (r.folder/"parser").is_dir() else None
-    vocab = _Names(tuple(c["attributes"]))
-    model = m.build(Build(vocab, tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, c["options"]))
+    model = m.build(Build(_vocab_of(r), tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, c["options"]))
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
     return _Whole(model, parser, tuple(s//p["mask_share"] for s in p["size"])).eval()
 
-# %% ../nbs/33_runs.ipynb #0b483714
+# %% ../nbs/33_runs.ipynb #104f73aa
 def _picture(source, size):  # -> (H, W, 3) uint8
     image = source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0))
@@ -302,7 +305,7 @@ class Predictor:
             out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
         return pd.DataFrame(torch.cat(out).numpy().T, index=pd.Index(self.names, name="attribute"), columns=columns)
 
-# %% ../nbs/33_runs.ipynb #05f73be5
+# %% ../nbs/33_runs.ipynb #c2b1d953
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

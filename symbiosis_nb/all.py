@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/60_all.ipynb #495397b6
+# %% ../nbs/60_all.ipynb #86b86cb6
 from . import metrics, plot, stats
 from .core import DataError, cache_dir, fingerprint, seed_everything
 from .data.loaders import Augment, Field, attribute_dls, mixed_dls, parsing_loader
@@ -22,5 +22,5 @@ from .published import published
 from .report import Card, write_html
 from .runs import Predictor, Run, run
 
-# %% ../nbs/60_all.ipynb #7d84b20f
+# %% ../nbs/60_all.ipynb #6c5e2884
 __all__ = [n for n in globals() if not n.startswith("_")]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['turns', 'ratios']
 
-# %% ../nbs/42_bench.ipynb #23932220
+# %% ../nbs/42_bench.ipynb #bcab7527
 import time
 from typing import Callable
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-# %% ../nbs/42_bench.ipynb #fbdba10e
+# %% ../nbs/42_bench.ipynb #b5161ac3
 def turns(
     candidates: dict,     # name -> function without arguments
     rounds: int = 7,      # how many times each gets its turn

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'DataError', 'seed_everything', 'atomic_write', 'write_json', 'read_json', 'digest', 'git_commit',
            'hardware', 'fingerprint', 'cache_dir', 'quiet', 'progress', 'refuse_unknown']
 
-# %% ../nbs/00_core.ipynb #829e4d5a
+# %% ../nbs/00_core.ipynb #d89184b9
 import hashlib, json, os, platform, random, subprocess, sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #9f70a66d
+# %% ../nbs/00_core.ipynb #f65c51f0
 class DataError(Exception):
     "A fault in given data: the message names the file, line or image, and says what to do"
     def __init__(self,
@@ -28,7 +28,7 @@ class DataError(Exception):
         more = f"\n  … and {len(self.problems) - 10} more" if len(self.problems) > 10 else ""
         super().__init__(message + shown + more)
 
-# %% ../nbs/00_core.ipynb #e5ee0442
+# %% ../nbs/00_core.ipynb #8e5ee6af
 def seed_everything(
     seed: int,  # any non-negative integer
 ):
@@ -36,7 +36,7 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
-# %% ../nbs/00_core.ipynb #8d8dc673
+# %% ../nbs/00_core.ipynb #d065a7b9
 @contextmanager
 def atomic_write(
     path: str | Path,  # the final name; its folder is made
@@ -68,7 +68,7 @@ def read_json(
     except FileNotFoundError: raise DataError(f"{path} is missing") from None
     except ValueError as e: raise DataError(f"{path} is not JSON ({e}): delete it and run again") from None
 
-# %% ../nbs/00_core.ipynb #bcee5a6c
+# %% ../nbs/00_core.ipynb #0aad1ed9
 def _feed(h, x):
     "Feed one value into the hash, with its type, so that 1 and '1' differ"
     if isinstance(x, np.ndarray): h.update(f"nd{x.dtype}{x.shape}".encode()); h.update(np.ascontiguousarray(x).tobytes())
@@ -88,7 +88,7 @@ def digest(
     for x in things: _feed(h, x); h.update(b"|")
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #04dfc4de
+# %% ../nbs/00_core.ipynb #55e228d0
 PACKAGES = "symbiosis_nb torch torchvision fastai timm numpy pandas scikit-learn pillow".split()
 
 def _version(name):
@@ -116,7 +116,7 @@ def fingerprint(
     return dict(commit=git_commit(), python=platform.python_version(), hardware=hardware(),
                 packages={p: _version(p) for p in PACKAGES}, **extra)
 
-# %% ../nbs/00_core.ipynb #a0989a58
+# %% ../nbs/00_core.ipynb #7df04c25
 def cache_dir() -> Path:  # `$SYMBIOSIS_CACHE`, else `~/.cache/symbiosis_nb`; created when missing
     "Where generated data sets, pixel stores and weights lie"
     path = Path(os.environ.get("SYMBIOSIS_CACHE") or Path.home()/".cache"/"symbiosis_nb").expanduser()
@@ -135,7 +135,7 @@ def progress(
     "A progress bar on the terminal or in a notebook, gone when it is done"
     return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet())
 
-# %% ../nbs/00_core.ipynb #879aa2ba
+# %% ../nbs/00_core.ipynb #f5f99364
 def refuse_unknown(
     namespace: dict,  # `globals()` of the notebook
     known: str,       # names of its parameters, separated by spaces

@@ -7,7 +7,7 @@ __all__ = ['attribute_logits', 'MeanScore', 'default_metrics', 'pick_precision',
            'split_groups', 'attribute_learner', 'MeanIoU', 'parsing_learner', 'parsing_scores', 'Selection',
            'Checkpoint', 'distributed', 'process_rank', 'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #17a0903e
+# %% ../nbs/31_learner.ipynb #5b2091dd
 import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #d0b2d969
+# %% ../nbs/31_learner.ipynb #6357860b
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -53,7 +53,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #e1654192
+# %% ../nbs/31_learner.ipynb #3d90b456
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -83,7 +83,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #16487210
+# %% ../nbs/31_learner.ipynb #27f35736
 class OwnSGD(Callback):
     "Plain SGD at a fixed rate for the parameters that a model names in `sgd_parameters()`"
     order = 20  # after mixed precision has unscaled the gradients
@@ -92,7 +92,7 @@ class OwnSGD(Callback):
         for p, rate in self.own:
             if p.grad is not None: p.data.add_(p.grad, alpha=-rate); p.grad = None
 
-# %% ../nbs/31_learner.ipynb #a48d466d
+# %% ../nbs/31_learner.ipynb #6cdfee79
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -119,7 +119,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #2910af8f
+# %% ../nbs/31_learner.ipynb #d63f750b
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -165,7 +165,7 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #cca0ff39
+# %% ../nbs/31_learner.ipynb #db7a0a98
 class MeanIoU(Metric):
     "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
     def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
@@ -209,7 +209,7 @@ def parsing_scores(
     frame = M.parsing_frame(sum(matrices), regions.names)
     return frame, M.parsing_means(frame), np.stack(matrices)
 
-# %% ../nbs/31_learner.ipynb #4bea0bd8
+# %% ../nbs/31_learner.ipynb #ab890404
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -222,7 +222,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #1fa5097a
+# %% ../nbs/31_learner.ipynb #dd0f0d17
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -247,7 +247,7 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #710ce62f
+# %% ../nbs/31_learner.ipynb #40e4e4c9
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
@@ -287,7 +287,7 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #d6c50149
+# %% ../nbs/31_learner.ipynb #c4f98646
 @contextlib.contextmanager
 def distributed(
     learn: Learner,
@@ -308,7 +308,7 @@ def process_rank() -> tuple:  # rank, number of processes
     "Which of torchrun's processes this is; (0, 1) without torchrun"
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-# %% ../nbs/31_learner.ipynb #27b0bc5b
+# %% ../nbs/31_learner.ipynb #71f28f02
 @torch.no_grad()
 def predict(
     model: nn.Module,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation']
 
-# %% ../nbs/40_localize.ipynb #b6cfa7b0
+# %% ../nbs/40_localize.ipynb #b36806d7
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .core import DataError, progress
 
-# %% ../nbs/40_localize.ipynb #0784163c
+# %% ../nbs/40_localize.ipynb #0cb6be30
 class _Keep:
     "Remembers the output of a module while in use"
     def __init__(self, module): self.hook = module.register_forward_hook(self._keep)
@@ -47,7 +47,7 @@ def attention(
     if not hasattr(model, "where"): return grad_cam(model, x, *extras)
     with torch.no_grad(): return model.eval().where(x, *extras).float()
 
-# %% ../nbs/40_localize.ipynb #6685ebd3
+# %% ../nbs/40_localize.ipynb #83931a12
 def pointing(
     where: Tensor,  # (B, NA, h, w)
     cue: Tensor,    # (B, NA, H, W) bool
@@ -67,7 +67,7 @@ def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN whe
     rank = w.argsort(2, descending=True).argsort(2)
     return torch.where(n > 0, ((rank < n[..., None]) & c).sum(2)/n.clamp(min=1), torch.nan)
 
-# %% ../nbs/40_localize.ipynb #ef086f5a
+# %% ../nbs/40_localize.ipynb #4bebc3c3
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
     "A Gaussian in the middle of the picture"
     y, x = torch.meshgrid(*(torch.linspace(-.5, .5, n) for n in size), indexing="ij")

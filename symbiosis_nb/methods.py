@@ -7,7 +7,7 @@ __all__ = ['DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'BLAN_RECIP
            'poly', 'inverse', 'constant', 'Recipe', 'Profile', 'make_profile', 'Build', 'Method', 'register',
            'get_method']
 
-# %% ../nbs/30_methods.ipynb #be46a91b
+# %% ../nbs/30_methods.ipynb #c49b2fa6
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -23,7 +23,7 @@ from .models.position import GroupNet, PSENet
 from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #58c7f716
+# %% ../nbs/30_methods.ipynb #99966e9f
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -45,7 +45,7 @@ def constant(pct: float) -> float:
     "The rate as it is"
     return 1.
 
-# %% ../nbs/30_methods.ipynb #21c5a82d
+# %% ../nbs/30_methods.ipynb #bd6e83bf
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
@@ -59,7 +59,7 @@ class Recipe:
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
 
-# %% ../nbs/30_methods.ipynb #b444d0be
+# %% ../nbs/30_methods.ipynb #c405e71d
 @dataclass(frozen=True)
 class Profile:
     "How big a run is; `None` leaves the choice to the method"
@@ -95,7 +95,7 @@ def make_profile(
     changed = {k: v for k, v in overrides.items() if k in recipe}
     return replace(profile, recipe=replace(profile.recipe or Recipe(), **changed)) if changed else profile
 
-# %% ../nbs/30_methods.ipynb #bed807de
+# %% ../nbs/30_methods.ipynb #da38fa97
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -127,7 +127,7 @@ class Method:
     recipe: Recipe = Recipe()      # the paper's training
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #70958ea8
+# %% ../nbs/30_methods.ipynb #af833551
 VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 SA_RECIPE = Recipe(lr=1e-2, epochs=10, bs=16, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 
@@ -146,7 +146,7 @@ def get_method(name: str) -> Method:
     if name not in METHODS: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}")
     return METHODS[name]
 
-# %% ../nbs/30_methods.ipynb #2765ac3b
+# %% ../nbs/30_methods.ipynb #2d6b5e79
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
@@ -169,7 +169,7 @@ register(
                needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )
 
-# %% ../nbs/30_methods.ipynb #3fcdd4c6
+# %% ../nbs/30_methods.ipynb #84185e67
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, schedule=steps, wd=0.)
 PSE_RECIPE = Recipe(lr=5e-3, epochs=31, bs=256, optimizer="sgd", schedule=poly, wd=5e-4)
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",

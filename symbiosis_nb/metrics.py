@@ -7,13 +7,13 @@ __all__ = ['METRICS', 'accuracy', 'balanced_accuracy', 'average_precision', 'aur
            'calibration', 'contradictions', 'score_frame', 'reference_frame', 'group_means', 'confusion',
            'parsing_frame', 'parsing_means']
 
-# %% ../nbs/21_metrics.ipynb #dbc53040
+# %% ../nbs/21_metrics.ipynb #8daf5ff5
 import numpy as np
 import pandas as pd
 
 from .vocab import AttributeVocab
 
-# %% ../nbs/21_metrics.ipynb #df5c4ecb
+# %% ../nbs/21_metrics.ipynb #83710f8d
 def _prepare(scores, labels, known, weight):
     "Float arrays with weights of shape (R, N) and known as float"
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
@@ -42,7 +42,7 @@ def balanced_accuracy(scores, labels, known=None, threshold=0., weight=None) -> 
     out = .5*(_ratio(w @ (pos*says), w @ pos) + _ratio(w @ (neg*~says), w @ neg))
     return out[0] if flat else out
 
-# %% ../nbs/21_metrics.ipynb #9a211f9d
+# %% ../nbs/21_metrics.ipynb #feb8946d
 def _ranked(score, label, known, weight):
     "Weights of positives and of all, cumulated from the highest score down, and the last position of each position's tie group"
     rows = np.flatnonzero(known > 0)
@@ -79,7 +79,7 @@ def auroc(scores, labels, known=None, weight=None) -> np.ndarray:
     "Area under the ROC curve; NaN without a known positive and a known negative"
     return _columns(_one_auroc, scores, labels, known, weight)
 
-# %% ../nbs/21_metrics.ipynb #1e65cfa4
+# %% ../nbs/21_metrics.ipynb #1b52fdea
 def instance_scores(
     scores, labels, known=None, threshold=0.,
 ) -> dict:  # precision, recall, f1 in [0, 1]
@@ -96,7 +96,7 @@ def f1(precision: float, recall: float) -> float:
     "Harmonic mean of two averages"
     return 2*precision*recall/(precision + recall) if precision + recall > 0 else 0.
 
-# %% ../nbs/21_metrics.ipynb #fd2057b7
+# %% ../nbs/21_metrics.ipynb #0f09f413
 def best_thresholds(
     scores, labels, known=None,  # of the VALIDATION split
     metric: str = "balanced_accuracy",  # or "accuracy"
@@ -123,7 +123,7 @@ def calibration(
     return dict(ece=ece, brier=_ratio(((p - y)**2*k).sum(0), k.sum(0)), confidence=_ratio(conf.sum(1), n.sum(1)),
                 frequency=_ratio(freq.sum(1), n.sum(1)), count=n.sum(1))
 
-# %% ../nbs/21_metrics.ipynb #1ee03eaa
+# %% ../nbs/21_metrics.ipynb #bc55064e
 def contradictions(
     positive,               # (N, NA) bool: predictions or labels
     vocab: AttributeVocab,
@@ -140,7 +140,7 @@ def contradictions(
         rows.append((a, b, _ratio(np.array(float(hit.sum())), np.array(float(both.sum()))).item()))
     return pd.DataFrame(rows, columns=["first", "second", "share"])
 
-# %% ../nbs/21_metrics.ipynb #88093fe5
+# %% ../nbs/21_metrics.ipynb #93910edd
 METRICS = ("accuracy", "AP", "balanced_accuracy", "AUROC")
 
 def score_frame(
@@ -171,7 +171,7 @@ def group_means(frame: pd.DataFrame, vocab: AttributeVocab) -> pd.DataFrame:
     means = {name: frame.loc[list(members)].mean() for name, members in vocab.groups.items()}
     return pd.DataFrame({**means, "mean": frame.mean()}).T
 
-# %% ../nbs/21_metrics.ipynb #aa6dfc8d
+# %% ../nbs/21_metrics.ipynb #08f98618
 def confusion(label, predicted, n_regions: int) -> np.ndarray:  # (R, R) counts: rows truth, columns prediction
     "Pixel counts; 255 in `label` does not count"
     label, predicted = np.asarray(label).ravel().astype(np.int64), np.asarray(predicted).ravel().astype(np.int64)

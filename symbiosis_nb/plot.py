@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
            'reliability', 'difference_bars', 'atlas']
 
-# %% ../nbs/41_plot.ipynb #886fc56a
+# %% ../nbs/41_plot.ipynb #0b55870d
 import math
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ import seaborn as sns
 from . import metrics as M
 from .data.tables import AttributeTable, ParsingTable, read_image
 
-# %% ../nbs/41_plot.ipynb #0a937de4
+# %% ../nbs/41_plot.ipynb #0087098d
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "legend.fontsize": 8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
 plt.rcParams.update(STYLE)
@@ -27,7 +27,7 @@ def colours(names) -> dict:  # name -> colour
     palette = sns.color_palette("colorblind", 10) + sns.color_palette("dark", 10)
     return {n: palette[i % len(palette)] for i, n in enumerate(names)}
 
-# %% ../nbs/41_plot.ipynb #39378d7e
+# %% ../nbs/41_plot.ipynb #e2183c24
 def show_faces(
     table: AttributeTable,
     n: int = 10, split: str = "train", seed: int = 0, most: int = 5,
@@ -67,7 +67,7 @@ def show_regions(table: ParsingTable, n: int = 4, split: str = "train"):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #95558987
+# %% ../nbs/41_plot.ipynb #abdb4019
 def training_curves(
     logs: dict,           # (method, seed) -> log frame with columns epoch, train_loss, valid_loss and metrics
     metric: str = "mAP",
@@ -85,7 +85,7 @@ def training_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #8c06735b
+# %% ../nbs/41_plot.ipynb #126e8490
 def attribute_dots(
     frames: dict,             # method -> score frame (index attribute, values in [0, 1]), mean over seeds
     metric: str = "AP",
@@ -117,7 +117,7 @@ def reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #d7f4078c
+# %% ../nbs/41_plot.ipynb #923c52a8
 def difference_bars(
     frame: pd.DataFrame,   # columns: difference, low, high (fractions), index: what is compared
     unit: str = "mean AP (points)",
@@ -131,7 +131,7 @@ def difference_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #638823ba
+# %% ../nbs/41_plot.ipynb #369904cf
 def atlas(
     weights,             # (NA, S) how much each region counts for each attribute
     attributes, regions, # names

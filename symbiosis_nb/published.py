@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPERS', 'MISPRINTS', 'UNITS', 'published', 'golden']
 
-# %% ../nbs/23_published.ipynb #ed852a45
+# %% ../nbs/23_published.ipynb #4732ffde
 import io
 from functools import lru_cache
 from importlib.resources import files
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .vocab import CELEBA
 
-# %% ../nbs/23_published.ipynb #80adf5fb
+# %% ../nbs/23_published.ipynb #63e697d4
 PAPERS = dict(
     symbiosis="On Symbiosis of Attribute Prediction and Semantic Segmentation",
     abstraction="Harnessing Synthesized Abstraction Images to Improve Facial Attribute Recognition",
@@ -26,7 +26,7 @@ def _read(paper):
     text = (files("symbiosis_nb")/"tables"/f"{paper}.csv").read_text(encoding="utf-8")
     return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
 
-# %% ../nbs/23_published.ipynb #29be9d63
+# %% ../nbs/23_published.ipynb #30830637
 MISPRINTS = (
     dict(where=dict(paper="pse", table="1", method="SSP+SSG [8]", attribute="mean"), corrected="91.80",
          mark="81.45 is that method's average precision; its accuracy is 91.80"),
@@ -55,7 +55,7 @@ def _mark_shifted_column(frame):
     frame.loc[rows, "misprint"] = "the column is shifted: this is the next attribute's value"
     return frame
 
-# %% ../nbs/23_published.ipynb #8e64dd48
+# %% ../nbs/23_published.ipynb #c4da679c
 @lru_cache(maxsize=1)
 def _all():
     frame = pd.concat([_read(p) for p in PAPERS], ignore_index=True)
@@ -73,7 +73,7 @@ def published(
         if wanted is not None: frame = frame[frame[key] == wanted]
     return frame.assign(value=frame.printed.astype(float)).reset_index(drop=True)
 
-# %% ../nbs/23_published.ipynb #4d610354
+# %% ../nbs/23_published.ipynb #0dd2a01a
 UNITS = dict(err=("accuracy", lambda v: 100 - v), acc=("accuracy", lambda v: v), ap=("AP", lambda v: v),
              balanced_acc=("balanced_accuracy", lambda v: v), precision=("precision", lambda v: v), recall=("recall", lambda v: v), f1=("f1", lambda v: v))
 

@@ -7,7 +7,7 @@ __all__ = ['MEAN', 'STD', 'INPUTS', 'NO_AUGMENT', 'Field', 'normalize', 'denorma
            'GatherDL', 'attribute_targets', 'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL',
            'mixed_dls', 'show_attributes']
 
-# %% ../../nbs/07_data.loaders.ipynb #9cb855fe
+# %% ../../nbs/07_data.loaders.ipynb #e03fcf3c
 import math
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from ..core import DataError
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/07_data.loaders.ipynb #bc505f82
+# %% ../../nbs/07_data.loaders.ipynb #c6dd56da
 MEAN, STD = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])  # of ImageNet, which the published weights expect
 INPUTS = ("image", "picture", "maps")
 
@@ -49,7 +49,7 @@ def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
     "The inverse of `normalize`"
     return ((x.float().cpu()*STD[:, None, None] + MEAN[:, None, None])*255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/07_data.loaders.ipynb #f55bac31
+# %% ../../nbs/07_data.loaders.ipynb #28a6652f
 @dataclass(frozen=True)
 class Augment:
     "Random mirror, shift, scale, rotation and colour for a batch; every value is a range around doing nothing"
@@ -84,7 +84,7 @@ def jitter(
     gray = x.mean(1, keepdim=True)
     return (gray + (x - gray)*saturation[:, None])*contrast[:, None] + offset[:, None]
 
-# %% ../../nbs/07_data.loaders.ipynb #660a0867
+# %% ../../nbs/07_data.loaders.ipynb #ec8cbe11
 def _swap(x, mirror, order):
     "Regions of mirrored samples trade places"
     if order == list(range(len(order))): return x
@@ -112,7 +112,7 @@ def transform(
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return jitter(x, how["colour"]) if f.kind == "image" else x
 
-# %% ../../nbs/07_data.loaders.ipynb #fc5345ae
+# %% ../../nbs/07_data.loaders.ipynb #08ba6b36
 class GatherDL(DataLoader):
     "A fastai `DataLoader` whose batch is one gather per field; inputs come first, then targets"
     def __init__(self,
@@ -149,7 +149,7 @@ class GatherDL(DataLoader):
         how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
         return tuple(transform(f, x, how) for f, x in zip(self.fields, b))
 
-# %% ../../nbs/07_data.loaders.ipynb #2a8e0ce6
+# %% ../../nbs/07_data.loaders.ipynb #11a052f2
 def attribute_targets(
     table: AttributeTable,
 ) -> np.ndarray:  # (N, NA) float32: 0, 1, or NaN where unknown
@@ -186,7 +186,7 @@ def attribute_dls(
     valid = attribute_loader(table, inputs, "valid" if has_valid else "train", 2*bs, ok=ok, **kwargs)
     return DataLoaders(train, valid)
 
-# %% ../../nbs/07_data.loaders.ipynb #8cca7c1d
+# %% ../../nbs/07_data.loaders.ipynb #5ec75608
 def parsing_loader(
     table: ParsingTable,
     inputs: list,
@@ -233,7 +233,7 @@ class MixedDL(GatherDL):
 
     def __len__(self): return super().__len__() + (0 if self.shuffle or self.parsing is None else len(self.parsing))
 
-# %% ../../nbs/07_data.loaders.ipynb #cf56c1b6
+# %% ../../nbs/07_data.loaders.ipynb #404839a3
 def mixed_dls(
     table: AttributeTable, image: Field, parsing: ParsingTable, parsing_image: Field, labels,
     bs: int = 32,            # attribute pictures per batch; as many parsing pictures come beside them
@@ -251,7 +251,7 @@ def mixed_dls(
         return dl
     return DataLoaders(one("train", True), one("valid", False))
 
-# %% ../../nbs/07_data.loaders.ipynb #27cdcf85
+# %% ../../nbs/07_data.loaders.ipynb #19f33c4b
 def _pictures(x, n, cols):
     n = min(n, len(x)); rows = math.ceil(n/cols)
     fig, axes = plt.subplots(rows, cols, figsize=(cols*2.1, rows*2.9), squeeze=False)
@@ -281,7 +281,7 @@ def show_attributes(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/07_data.loaders.ipynb #5509ec1b
+# %% ../../nbs/07_data.loaders.ipynb #5d0ccf09
 def _show_batch(self, b=None, max_n=8, **kwargs):
     "Show pictures of a batch with their attributes"
     b = self.one_batch() if b is None else b

@@ -6,7 +6,7 @@
 __all__ = ['SYNTHETIC', 'LAYOUTS', 'synthetic_faces', 'open_faces', 'open_lfwa', 'synthetic_root', 'open_parsing',
            'synthetic_parsing']
 
-# %% ../../nbs/09_data.sources.ipynb #4a586c8e
+# %% ../../nbs/09_data.sources.ipynb #a16c825d
 from pathlib import Path
 
 from ..core import DataError, cache_dir, digest
@@ -15,7 +15,7 @@ from .pixels import folder_lock
 from .synthetic import make_faces, make_parsing, make_shifted_faces, read_faces
 from .tables import AttributeTable, ParsingTable
 
-# %% ../../nbs/09_data.sources.ipynb #d0746bea
+# %% ../../nbs/09_data.sources.ipynb #5597819c
 SYNTHETIC = dict(smoke=160, demo=5000, paper=5000)  # how many faces a profile draws when there is no data
 
 def synthetic_faces(
@@ -55,7 +55,7 @@ def synthetic_root(
         if (parent/"Anno").is_dir() and "synthetic" in table.name: return parent
     raise DataError(f"{table.name} was not drawn here: only synthetic faces have cue masks and clean labels")
 
-# %% ../../nbs/09_data.sources.ipynb #c376ab4c
+# %% ../../nbs/09_data.sources.ipynb #cda4732e
 LAYOUTS = (("exemplars.txt", official.helen), ("CelebA-HQ-img", official.celebamask_hq), ("CelebAMask-HQ-mask-anno", official.celebamask_hq), ("masks", official.celebamask_hq),
            ("TrainVal_images", official.lip), ("train_segmentations", official.lip), ("train/labels", official.lapa), ("V2", official.fasseg))
 

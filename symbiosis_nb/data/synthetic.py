@@ -21,7 +21,7 @@ __all__ = ['CAUSES', 'BEARD', 'ORDER', 'GOLDEN', 'ALIGNED', 'CENTRE', 'SKIN', 'N
            'clean_labels', 'make_parsing', 'read_parsing', 'other_habits', 'person_name', 'make_shifted_faces',
            'write_mat', 'read_shifted']
 
-# %% ../../nbs/04_data.synthetic.ipynb #95eff932
+# %% ../../nbs/04_data.synthetic.ipynb #cacacfad
 import io, math, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ from .official import celeba, helen, lfwa
 from .tables import SPLITS
 from ..vocab import CELEBA, HAIR_COLOURS, HELEN
 
-# %% ../../nbs/04_data.synthetic.ipynb #e6b71994
+# %% ../../nbs/04_data.synthetic.ipynb #f4f97fe1
 def uniform(
     seed,             # which world, number or text
     name: str,        # which question, for example "eye colour"
@@ -59,7 +59,7 @@ def normal(seed, name, ids):
     "As `uniform`, standard normal"
     return ndtri(uniform(seed, name, ids))
 
-# %% ../../nbs/04_data.synthetic.ipynb #c59fe13f
+# %% ../../nbs/04_data.synthetic.ipynb #6bd8aa3f
 CAUSES = """
 5_o_Clock_Shadow    .5 rough -.2
 Arched_Eyebrows     .7 male -.45 makeup .35
@@ -133,7 +133,7 @@ def attribute_scores(seed, index, identity):
         scores[:, j] += rest*(math.sqrt(own)*who + math.sqrt(1 - own)*now)
     return scores
 
-# %% ../../nbs/04_data.synthetic.ipynb #b7af9c75
+# %% ../../nbs/04_data.synthetic.ipynb #2974d15c
 def eligible(
     name: str,           # an attribute
     labels: np.ndarray,  # (N, 40) bool: what is decided so far
@@ -166,7 +166,7 @@ def _cuts():
     ids = np.arange(40_000)
     return decide(attribute_scores(-1, ids, ids//2))[1]
 
-# %% ../../nbs/04_data.synthetic.ipynb #18e03980
+# %% ../../nbs/04_data.synthetic.ipynb #81473526
 @dataclass
 class Faces:
     "N faces that can be drawn: what they have, and the ids all chance depends on"
@@ -175,9 +175,16 @@ class Faces:
     identity: np.ndarray   # (N,) number of the person
     seed: int | str = 0    # names the world
     look: str = "studio"   # "studio" or "shifted"
+    full: np.ndarray | None = None  # (N,) bool: a beard of this face, if any, is a full one; default: where none of the four kinds is
+
+    def __post_init__(self):
+        if self.full is None: self.full = ~self.labels[:, CELEBA.index(*BEARD)].any(1)
 
     def __len__(self): return len(self.index)
-    def take(self, rows): return replace(self, labels=self.labels[rows], index=self.index[rows], identity=self.identity[rows])
+
+    def take(self, rows) -> "Faces":
+        "The given rows (positions, mask or slice)"
+        return replace(self, **{k: getattr(self, k)[rows] for k in ("labels", "index", "identity", "full")})
 
     def u(self, name, lo=0., hi=1., who=False) -> torch.Tensor:
         "(N, 1, 1) uniform between `lo` and `hi`: a new draw for every picture, or for every person (`who`)"
@@ -194,10 +201,11 @@ class Faces:
         g = (1 - gap)/2*r + self.on(name)*(1 + gap)/2
         return lo + (hi - lo)*g
 
-# %% ../../nbs/04_data.synthetic.ipynb #8e04802f
+# %% ../../nbs/04_data.synthetic.ipynb #66344e8d
 def repair(
     labels: np.ndarray,  # (N, 40) bool
     name: str,           # the attribute that was just changed, which stays
+    full=False,          # (N,) bool: there is a full beard besides
 ) -> np.ndarray:
     "Make labels possible again after one was changed: hair has one colour, a bald head no bangs, a goatee is a beard"
     labels, j = labels.copy(), CELEBA.index(name)[0]
@@ -207,7 +215,7 @@ def repair(
             clash = (labels[:, j] == bool(v)) & (labels[:, CELEBA.index(other)[0]] == bool(w))
             labels[clash, CELEBA.index(other)[0]] = not w
     if name in BEARD:  # the last trace of a beard went: no beard
-        none = ~labels[:, j] & ~labels[:, CELEBA.index(*BEARD)].any(1)
+        none = ~labels[:, j] & ~labels[:, CELEBA.index(*BEARD)].any(1) & ~np.asarray(full)
         labels[none, CELEBA.index("No_Beard")[0]] = True
     return labels
 
@@ -216,11 +224,12 @@ def toggle(
     name: str,   # attribute
 ) -> Faces:
     "The same faces with one attribute turned over"
-    labels, j = faces.labels.copy(), CELEBA.index(name)[0]
+    labels, full, j = faces.labels.copy(), faces.full, CELEBA.index(name)[0]
+    if name in BEARD: full = full & ~labels[:, CELEBA.index("No_Beard")[0]]  # a moustache on a bare face is no full beard
     labels[:, j] ^= True
-    return replace(faces, labels=repair(labels, name))
+    return replace(faces, labels=repair(labels, name, full), full=full)
 
-# %% ../../nbs/04_data.synthetic.ipynb #692fa7ea
+# %% ../../nbs/04_data.synthetic.ipynb #b1bffacf
 def identities(
     seed: int,
     n: int,          # pictures
@@ -248,7 +257,7 @@ def sample_faces(
     index = np.arange(1, n + 1)
     return Faces(decide(attribute_scores(seed, index, identity), _cuts())[0], index, identity, seed, look), split
 
-# %% ../../nbs/04_data.synthetic.ipynb #9892a26a
+# %% ../../nbs/04_data.synthetic.ipynb #1fbbe78f
 def ellipse(x, y, rx, ry):
     "Distance to an ellipse around the origin, measured along the ray from the centre"
     k = torch.sqrt((x/rx)**2 + (y/ry)**2) + 1e-6
@@ -282,7 +291,7 @@ def line(x, y, ax, ay, bx, by, r):
     t = (((x - ax)*dx + (y - ay)*dy)/(dx*dx + dy*dy)).clamp(0, 1)
     return torch.sqrt((x - ax - t*dx)**2 + (y - ay - t*dy)**2) - r
 
-# %% ../../nbs/04_data.synthetic.ipynb #ba6141b6
+# %% ../../nbs/04_data.synthetic.ipynb #5bb3d3d3
 def rgb(*values):
     "(1, 3, 1, 1) colour from 0..255"
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)/255
@@ -303,7 +312,7 @@ def ramp(t, colours):
     i = s.long().clamp(max=len(table) - 2)
     return torch.lerp(table[i], table[i + 1], (s - i)[:, None])[:, :, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #cfae115a
+# %% ../../nbs/04_data.synthetic.ipynb #f13b6449
 ALIGNED = (0., 0., 178., 218.)  # x0, y0, x1, y1 of the aligned frame
 CENTRE = (88.5, 111.5)          # the point between the eyes in that frame
 
@@ -312,7 +321,7 @@ def pose(f: Faces):
     more = 1.4 if f.look == "shifted" else 1.
     def near(name, s):
         return torch.from_numpy((s*more*normal(f.seed, name, f.index).clip(-2.2, 2.2)).astype(np.float32))[:, None, None]
-    return SimpleNamespace(dx=near("dx", 4.), dy=near("dy", 4.), roll=near("roll", .07), scale=1 + near("scale", .045), yaw=near("yaw", .42))
+    return SimpleNamespace(dx=near("dx", 3.), dy=near("dy", 3.), roll=near("roll", .06), scale=1 + near("scale", .04), yaw=near("yaw", .4))
 
 def place(p, x, y, frame, size):
     "Head coordinates -> pixels of a picture of `size` (H, W) that shows `frame`"
@@ -355,7 +364,7 @@ class Canvas:
                                 rows=rows if self.rows is None else self.rows[rows])
             yield sub
 
-# %% ../../nbs/04_data.synthetic.ipynb #13395462
+# %% ../../nbs/04_data.synthetic.ipynb #15065628
 def window(c, box, depth, scene):
     "Row and column slices that hold the box of every face"
     x0, y0, x1, y1 = (torch.as_tensor(v, dtype=torch.float32) for v in box)
@@ -408,7 +417,7 @@ class Patch:
         "A soft shadow around a shape that is about to be laid"
         return self.lay(d - soft/3, rgb(*colour), soft=soft, opacity=opacity)
 
-# %% ../../nbs/04_data.synthetic.ipynb #1894d10c
+# %% ../../nbs/04_data.synthetic.ipynb #127b3f7d
 SKIN = ((250, 222, 200), (240, 198, 168), (224, 172, 137), (196, 140, 102), (155, 103, 72), (110, 70, 48), (84, 54, 40))
 NATURAL = dict(Black_Hair=((20, 18, 22), (42, 36, 38)), Brown_Hair=((82, 50, 30), (124, 82, 50)),
                Blond_Hair=((206, 164, 96), (240, 216, 158)), Gray_Hair=((138, 138, 142), (206, 206, 210)))
@@ -437,26 +446,26 @@ def crooked(f: Faces):
     "(N, 1, 1) -1..1: how far the face is from mirror symmetry, and to which side; little where Attractive"
     return f.grade("Attractive", 1., 0.)*torch.where(f.u("crooked side", who=True) < .5, -1., 1.)
 
-# %% ../../nbs/04_data.synthetic.ipynb #d33075a0
+# %% ../../nbs/04_data.synthetic.ipynb #caae3f45
 def anatomy(f: Faces):
     "The measures of each face, (N, 1, 1) in aligned pixels, and its colours, (N, 3, 1, 1)"
     own = lambda name, s: f.u(name, -s, s, who=True)
     male, oval, chubby = f.on("Male"), f.grade("Oval_Face"), f.grade("Chubby")
     g = SimpleNamespace(skin=skin_colour(f), hair=hair_colour(f), long=hair_length(f), lop=crooked(f))
     g.light = f.u("light side", -1, 1)
-    g.rx = 42.5 - 5*oval + own("width", 1.5) + 2.5*chubby
+    g.rx = 42.5 - 5.5*oval + own("width", 1.5) + 3*chubby
     g.chin = 60.5 + 6.5*oval + own("length", 1.5)
     g.jaw = (.62*male + .25 - .35*oval + own("jaw", .1)).clamp(0, 1)
-    g.taper, g.puff = .10 + .10*oval - .07*male, .02 + .16*chubby
+    g.taper, g.puff = .10 + .10*oval - .07*male, .24*chubby
     g.eye_dx, g.eye_dy = 19.5 + own("eye distance", 1.), 1.6*g.lop
-    g.eye_w, g.eye_h = 8.6 + own("eye width", .7), f.grade("Narrow_Eyes", 5.2, 1.4)
+    g.eye_w, g.eye_h = 9.4 + own("eye width", .7), f.grade("Narrow_Eyes", 6.2, .9)
     g.brow_y = -12.5 + own("brow height", 1.2) + 1.2*male
-    g.nose_w, g.nose_y = f.grade("Big_Nose", 6.2, 12.2), 22 + f.grade("Big_Nose", 0, 4.) + own("nose length", 1.)
+    g.nose_w, g.nose_y = f.grade("Big_Nose", 5.8, 13.6), 21 + f.grade("Big_Nose", 0, 5.5) + own("nose length", 1.)
     g.sharp = f.grade("Pointy_Nose")
     g.smile, g.mouth_w = f.grade("Smiling", -1.2, 6.5), 13 + f.grade("Smiling", 0, 5.) + own("mouth width", 1.)
     g.mouth_x, g.mouth_y = 2.2*g.lop, 41 + own("mouth height", 1.)
     g.open = f.grade("Mouth_Slightly_Open", -3., 9., gap=.3).clamp(min=0)
-    g.lip = f.grade("Big_Lips", 1.6, 6.2)
+    g.lip = f.grade("Big_Lips", 1.4, 6.8)
     return g
 
 def head(g, x, y):
@@ -480,10 +489,10 @@ def strands(p, bright=1.):
     run = 58*(p.x - .6*part)/(p.y + 118).clamp(min=40) + wavy*3.6*torch.sin(p.y*.22 + phase + p.x*.05)
     line = torch.sin(run*1.1 + phase) + .6*torch.sin(run*2.3 + 2*phase)
     shine = bell((p.y + 44 + .006*p.x*p.x)/8)
-    extra = .10*shine*(1 + .3*line) + .022*(straight + wavy)*line
-    return (g.hair*(bright + (.05 + .12*straight + .18*wavy)*line)[:, None] + extra[:, None]).clamp_(0, 1)
+    extra = .10*shine*(1 + .3*line) + .03*(straight + wavy)*line
+    return (g.hair*(bright + (.03 + .20*straight + .20*wavy)*line)[:, None] + extra[:, None]).clamp_(0, 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #635d0a52
+# %% ../../nbs/04_data.synthetic.ipynb #2efb0d2e
 CLOTH = ((36, 40, 52), (70, 74, 84), (24, 66, 110), (120, 32, 40), (206, 200, 190), (60, 96, 70), (150, 120, 90), (86, 60, 110),
          (230, 226, 220), (180, 70, 60))
 WALL = ((96, 112, 130), (150, 160, 168), (70, 78, 90), (176, 150, 124), (120, 136, 110), (190, 184, 172), (110, 84, 80), (60, 92, 110),
@@ -497,7 +506,7 @@ def background(c):
     "A wall with a soft gradient, lights out of focus, sometimes stripes"
     f, wall = c.f, STREET if c.f.look == "shifted" else WALL
     fall = (c.Y/218).clamp(0, 1)*f.u("wall fall", .2, .9)
-    c.rgb[:] = mix(choose(f.u("wall"), wall), choose(f.u("wall low"), wall), fall)*f.u("wall light", .6, 1.15)[:, None]
+    c.rgb[:] = mix(choose(f.u("wall"), wall), choose(f.u("wall low"), wall), fall)*f.u("wall light", .75, 1.1)[:, None]
     for i in range(3):
         for s in c.only(f.u(f"lamp {i}") < .7):
             cx, cy, r = (s.f.u(f"lamp {k}{i}", *span) for k, span in (("x", (-10, 188)), ("y", (-10, 190)), ("r", (8, 34))))
@@ -556,7 +565,7 @@ def necktie(c):
         p.lay(torch.maximum(p.x.abs() - 4.2 - .22*(p.y - 92).clamp(min=0), 90 - p.y), colour*.95, 0)
         p.lay(torch.maximum(p.x.abs() - 7.2 + .32*(p.y - 85), (p.y - 89.5).abs() - 6), colour, 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #bf4d9a07
+# %% ../../nbs/04_data.synthetic.ipynb #dbef40c2
 def necklace(c):
     "A chain with beads or a pendant"
     for s in c.only(c.f.on("Wearing_Necklace") > 0):
@@ -590,8 +599,8 @@ def double_chin(c):
     for s in c.only(c.f.on("Double_Chin") > 0):
         p, g, full = Patch(s, (-46, 14, 46, 98)), s.g, s.f.u("second chin", .75, 1.15)
         d = ellipse(p.x, p.y - g.chin + 12, (g.rx - 7)*(.85 + .15*full), 12 + 13*full)
-        p.shade(d, 5., .5).lay(d, skin_shade(p, .02), 0)
-        p.lay(torch.maximum(d.abs() - 1.4, g.chin + 2 - p.y), g.skin*.5, soft=2.5, opacity=.55)
+        p.shade(d, 7., .6).lay(d, skin_shade(p, .02), 0)
+        p.lay(torch.maximum(d.abs() - 1.4, g.chin + 2 - p.y), g.skin*.42, soft=2.5, opacity=.8)
 
 def face(c):
     "The face itself, with the shade under the jaw"
@@ -600,7 +609,7 @@ def face(c):
     p.lay(torch.maximum(d - 2, 30 - p.y), g.skin*.4, soft=4., opacity=.5)
     p.lay(d, skin_shade(p), 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #2df597e2
+# %% ../../nbs/04_data.synthetic.ipynb #465ad73c
 def cheeks(c):
     "Cheekbones (light above, shade below) and red cheeks"
     high = c.f.grade("High_Cheekbones", -.3, 1.).clamp(min=0)
@@ -642,10 +651,10 @@ def bags(c):
     for side in (-1, 1):
         p, g = Patch(c, (side*20 - 13, 2, side*20 + 13, 20), depth=3.), c.g
         x, y = p.x - side*g.eye_dx, p.y - side*g.eye_dy
-        p.lay(bow(x, y - 7, 9.5, -4., 4.), mix(g.skin*.55, rgb(90, 50, 90), 0*a + .3), soft=3., opacity=.7*a)
-        p.lay(bow(x, y - 9.5, 8.5, -4., 1.2), g.skin*.38, soft=1., opacity=.65*a)
+        p.lay(bow(x, y - 8, 9.5, -4., 4.4), mix(g.skin*.55, rgb(90, 50, 90), 0*a + .3), soft=3., opacity=.9*a)
+        p.lay(bow(x, y - 10.5, 8.5, -4., 1.4), g.skin*.38, soft=1., opacity=.85*a)
 
-# %% ../../nbs/04_data.synthetic.ipynb #a5755044
+# %% ../../nbs/04_data.synthetic.ipynb #5719f3c5
 def fuzz(x, y):
     "A texture of short hair, about -1..1"
     return torch.sin(x*1.9 + 1.7*torch.sin(y*1.3))*torch.sin(y*1.5 + 1.9*torch.sin(x*1.1)) + .5*torch.sin(x*3.1 + y*2.3)
@@ -673,13 +682,13 @@ def full_beard(c):
 def goatee(c):
     "Hair on the chin alone"
     p, g = Patch(c, (-18, 44, 18, 86), depth=2.), c.g
-    d = torch.maximum(ellipse(p.x, p.y - g.chin + 3.5, c.f.u("goatee", 8.5, 12), 10.), g.mouth_y + 7 - p.y)
+    d = torch.maximum(ellipse(p.x, p.y - g.chin + 3.5, c.f.u("goatee", 10, 14), 11.), g.mouth_y + 7 - p.y)
     p.lay(d + .5*torch.sin(p.x*1.4), bristle(p), soft=1.2)
 
 def mustache(c):
     "Hair on the upper lip"
     p, g = Patch(c, (-22, 24, 22, 48), depth=5.), c.g
-    d = bow(p.x, p.y - g.mouth_y + 5., 16., 4., c.f.u("moustache", 4.5, 6.5), .55) + .4*torch.sin(p.x*1.6)
+    d = bow(p.x, p.y - g.mouth_y + 5., 16., 4., c.f.u("moustache", 5.5, 7.5), .5) + .4*torch.sin(p.x*1.6)
     p.lay(d, bristle(p), soft=1.)
 
 def sideburns(c):
@@ -687,18 +696,18 @@ def sideburns(c):
     for side in (-1, 1):
         p, g = Patch(c, (side*38 - 12, -16, side*38 + 12, 46)), c.g
         x = p.x*side
-        d = torch.maximum((x - g.rx + 3.5 + .0035*(p.y - 6)**2).abs() - 4.2, -14 - p.y)
+        d = torch.maximum((x - g.rx + 3.5 + .0035*(p.y - 6)**2).abs() - 5.2, -14 - p.y)
         p.lay(torch.maximum(d, p.y - c.f.u("sideburns", 26, 36) + .3*x - 11), bristle(p, .85), soft=1.)
 
 def beard(c):
     "Stubble, full beard, sideburns, goatee, moustache"
-    some = sum(c.f.on(n) for n in BEARD) > 0
+    bearded = c.f.on("No_Beard") < 1
     kinds = {"5_o_Clock_Shadow": stubble, "Sideburns": sideburns, "Goatee": goatee, "Mustache": mustache}
-    for s in c.only((c.f.on("No_Beard") < 1) & ~some): full_beard(s)
+    for s in c.only(bearded.flatten().numpy() & (c.f.full | ~c.f.labels[:, CELEBA.index(*BEARD)].any(1))): full_beard(s)
     for name, grow in kinds.items():
-        for s in c.only((c.f.on("No_Beard") < 1) & (c.f.on(name) > 0)): grow(s)
+        for s in c.only(bearded & (c.f.on(name) > 0)): grow(s)
 
-# %% ../../nbs/04_data.synthetic.ipynb #39cd445a
+# %% ../../nbs/04_data.synthetic.ipynb #dd80e74a
 def nose(c):
     "A bridge with its shade, wings, nostrils; round or pointed tip"
     p, g = Patch(c, (-18, -6, 18, 42), depth=7.), c.g
@@ -740,7 +749,7 @@ def mouth(c):
     crease = bow(p.y - g.mouth_y + .3*g.smile, x.abs() - g.mouth_w - 2.5, 5.5, 1.6, 1.4)
     p.lay(crease, g.skin*.5, soft=1., opacity=(g.smile/6.5 - .35).clamp(0, .6))
 
-# %% ../../nbs/04_data.synthetic.ipynb #5f1f856a
+# %% ../../nbs/04_data.synthetic.ipynb #c94f5937
 IRIS = ((70, 44, 26), (92, 62, 34), (60, 84, 60), (70, 110, 150), (96, 120, 130), (50, 34, 24))
 SHADOW = ((70, 60, 120), (40, 90, 120), (110, 50, 110), (50, 44, 50), (40, 100, 90), (140, 70, 60))
 
@@ -777,14 +786,14 @@ def makeup(c):
 def brows(c):
     "Eyebrows, flat or arched, thin or bushy"
     f, g = c.f, c.g
-    arch, thick = f.grade("Arched_Eyebrows", .3, 6.2), f.grade("Bushy_Eyebrows", 1.5, 6.4) + .5*f.on("Male")
+    arch, thick = f.grade("Arched_Eyebrows", -.6, 7.4), f.grade("Bushy_Eyebrows", 1.3, 7.2) + .5*f.on("Male")
     for side, region in ((-1, 2), (1, 3)):
         p = Patch(c, (side*20 - 14, -30, side*20 + 14, 0), depth=4.)
         u, y = (p.x - side*g.eye_dx)*side, p.y - g.brow_y - side*1.2*g.lop
         d = bow(u - 1, y - .02*arch*u - .35*arch, 11.5, arch, thick, .62)
         p.lay(d, (g.hair*.5 + .02)*(1 + .3*torch.sin(p.x*2.2 + p.y))[:, None], region, soft=.4, opacity=.92)
 
-# %% ../../nbs/04_data.synthetic.ipynb #8dd4bb02
+# %% ../../nbs/04_data.synthetic.ipynb #637f8b99
 def front_hair(c):
     "Hair on the skull and down the sides with its hairline; a fringe of it on bald heads; bangs"
     for long in (False, True):
@@ -826,9 +835,9 @@ def bangs(c):
     d = torch.maximum(torch.maximum(p.y - edge, -54 - p.y), ellipse(p.x, p.y + 2, g.rx + 1, 58.))
     p.shade(d, 4., .4).lay(d, strands(p)*(1 + .08*torch.sin(p.x*1.1 + phase))[:, None], HAIR)
 
-# %% ../../nbs/04_data.synthetic.ipynb #43f2a836
+# %% ../../nbs/04_data.synthetic.ipynb #55017498
 FRAME = ((24, 22, 26), (70, 40, 24), (140, 30, 36), (180, 150, 80), (40, 60, 110), (110, 112, 118))
-HAT = ((170, 40, 44), (30, 50, 100), (36, 36, 40), (196, 170, 120), (60, 110, 80), (206, 200, 196), (220, 150, 50), (90, 60, 110))
+HAT = ((176, 36, 44), (28, 52, 112), (30, 30, 36), (206, 176, 116), (214, 208, 204), (216, 140, 40))
 
 def spectacles(x, y, gap, rx, ry, r, thick):
     "Distance to two rims and a bridge"
@@ -887,7 +896,7 @@ def brimmed(c):
     p.lay(lens(p.x, p.y + 22, 42., 0., 12.), rgb(20, 14, 10), soft=6., opacity=.3)
     p.lay(lens(p.x, p.y + 29, 78., 5., 9.), one*(.92 + .01*(p.y + 30))[:, None], 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #efc894db
+# %% ../../nbs/04_data.synthetic.ipynb #ce16dd77
 def any_hair(f, k): return ramp(f.u(f"{k} hair"), sum(NATURAL.values(), ()))
 
 DECOYS = dict(
@@ -929,7 +938,7 @@ def decoys(c, slots, name):
                 p = Patch(s, (x - 36, y - 34, x + 36, y + 34), scene=True)
                 p.lay(*list(DECOYS.values())[j](s.f, k, (p.x - x)/size, (p.y - y)/size), soft=1., opacity=.9)
 
-# %% ../../nbs/04_data.synthetic.ipynb #ca09c51f
+# %% ../../nbs/04_data.synthetic.ipynb #0b450b2d
 def occluder(c):
     "A hand, a microphone or a bar in front of the face"
     kind = c.f.u("occluder")
@@ -961,11 +970,11 @@ def relight(c):
     "Light from a side, its colour, exposure; a darker rim of the lens"
     f, X, Y, strong = c.f, (c.X - 89)/89, (c.Y - 109)/109, 2. if c.f.look == "shifted" else 1.
     fall = 1 + .13*strong*c.g.light*X + .10*strong*f.u("light above", -1, 1)*Y - .07*(X*X + Y*Y)
-    cast = 1 + .07*torch.cat([f.u("warm", -1, 1), f.u("green", -.3, .3), f.u("cold", -1, 1)], 1)[..., None]
+    cast = 1 + .05*torch.cat([f.u("warm", -1, 1), f.u("green", -.3, .3), f.u("cold", -1, 1)], 1)[..., None]
     if f.look == "shifted": cast = cast*torch.tensor([1.08, .98, .82]).view(1, 3, 1, 1)
-    c.rgb.mul_(fall.clamp(min=.3)[:, None]*cast*f.u("exposure", .82, 1.14)[:, None])
+    c.rgb.mul_(fall.clamp(min=.3)[:, None]*cast*f.u("exposure", .86, 1.12)[:, None])
 
-# %% ../../nbs/04_data.synthetic.ipynb #d20e6037
+# %% ../../nbs/04_data.synthetic.ipynb #fdc32e59
 def smooth(planes, sigma):
     "Gaussian blur of (N, 3, H, W) with `sigma` (N, 1, 1) in pixels"
     reach = int(2.5*float(sigma.max())) + 1
@@ -993,7 +1002,7 @@ def grain(c):
     dx, dy = ((c.f.u(f"grain {k}")*(640 - n)).long().flatten().tolist() for k, n in (("x", W), ("y", H)))
     for picture, x, y, a in zip(c.rgb, dx, dy, amount): picture.add_(bank[:, y:y + H, x:x + W], alpha=float(a))
 
-# %% ../../nbs/04_data.synthetic.ipynb #f859de92
+# %% ../../nbs/04_data.synthetic.ipynb #320f02f5
 def wall_decoys(c): decoys(c, WALL_SLOTS, "wall")
 def cloth_decoys(c): decoys(c, CLOTH_SLOTS, "cloth")
 
@@ -1032,7 +1041,7 @@ def draw(
         images.append(c.rgb.clamp_(0, 1)); parts.append(c.regions)
     return (torch.cat(images), torch.cat(parts)) if regions else torch.cat(images)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f0dd127a
+# %% ../../nbs/04_data.synthetic.ipynb #2362860b
 def landmarks(
     faces: Faces,
     frame=ALIGNED,
@@ -1056,7 +1065,7 @@ def face_boxes(
     xs, ys = (torch.cat([s[k].flatten(1) for s in spots], 1) for k in (0, 1))
     return torch.stack([xs.amin(1), ys.amin(1), xs.amax(1) - xs.amin(1), ys.amax(1) - ys.amin(1)], 1).numpy()
 
-# %% ../../nbs/04_data.synthetic.ipynb #7e54234c
+# %% ../../nbs/04_data.synthetic.ipynb #24b076b9
 def cues(
     faces: Faces,
     names=None,       # attributes; default all
@@ -1078,7 +1087,7 @@ def cues(
             layer(c)
     return out
 
-# %% ../../nbs/04_data.synthetic.ipynb #ab7b3f6e
+# %% ../../nbs/04_data.synthetic.ipynb #47a05f87
 def contrast(
     faces: Faces,
     names: list,       # one attribute per face
@@ -1095,7 +1104,7 @@ def contrast(
         out.append(torch.cat([with_, without, .25*with_ + .75*mask[:, None]]))
     return torch.stack(out)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f0fcb1d4
+# %% ../../nbs/04_data.synthetic.ipynb #8f489798
 LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
 SIDE, VERSION = "Synthetic", 1  # folder of what is no part of the official layout; raised when the pictures change
 
@@ -1117,7 +1126,7 @@ def celeba_boxes(
     lines = [f"{n} " + "%5d %3d %3d %3d" % tuple(b) for n, b in zip(names, np.asarray(boxes).tolist())]
     return ("\r\n".join([str(len(names)), "image_id x_1 y_1 width height", *lines]) + "\r\n").encode("ascii")
 
-# %% ../../nbs/04_data.synthetic.ipynb #fd293f69
+# %% ../../nbs/04_data.synthetic.ipynb #e1f91e0c
 def write_bytes(path, data):
     "Write whole or not at all"
     with atomic_write(path) as tmp: tmp.write_bytes(data)
@@ -1156,7 +1165,7 @@ def fresh(out, settings):
     if read_json(mark) == settings: return False
     raise DataError(f"{out} holds another synthetic set ({read_json(mark)}): delete it, or choose another folder")
 
-# %% ../../nbs/04_data.synthetic.ipynb #f329127c
+# %% ../../nbs/04_data.synthetic.ipynb #0e0c5c8e
 def write_pictures(
     faces: Faces,
     paths: list,      # N files
@@ -1189,7 +1198,7 @@ def write_wild(faces, paths):
     boxes[:, :2] -= crop[:, :2]
     return boxes*zoom[:, None], (marks - crop[:, None, :2])*zoom[:, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #704aedb6
+# %% ../../nbs/04_data.synthetic.ipynb #0b17af1a
 def write_cues(
     faces: Faces,
     names: list,      # N file names
@@ -1226,7 +1235,7 @@ def cue_masks(
     if not path.exists(): raise DataError(f"{path} is missing: cue masks exist for sets drawn by make_faces(..., cue_masks=True) only")
     with np.load(path) as z: return CueMasks(z["names"].tolist(), z["bits"], tuple(z["size"].tolist()))
 
-# %% ../../nbs/04_data.synthetic.ipynb #621a837e
+# %% ../../nbs/04_data.synthetic.ipynb #c0722eb6
 def make_faces(
     out,                  # folder to write to
     n: int = 5000,        # pictures
@@ -1258,7 +1267,7 @@ def make_faces(
     write_json(out/SIDE/"settings.json", settings)
     return read_faces(out)
 
-# %% ../../nbs/04_data.synthetic.ipynb #341c963b
+# %% ../../nbs/04_data.synthetic.ipynb #30560e0b
 def read_faces(
     out,                # a folder `make_faces` wrote
     variant="aligned",  # as in `data.official.celeba`
@@ -1274,7 +1283,7 @@ def clean_labels(
     rows = [line.split()[1:] for line in (Path(root)/SIDE/"list_attr_clean.txt").read_text().splitlines()[2:]]
     return (np.array(rows, int) > 0).astype(np.uint8)
 
-# %% ../../nbs/04_data.synthetic.ipynb #0aa5ade9
+# %% ../../nbs/04_data.synthetic.ipynb #5ec301d7
 def make_parsing(
     out,             # folder to write to
     n: int = 400,    # pictures; parted 80/10/10 as exemplars, tuning, testing
@@ -1308,7 +1317,7 @@ def read_parsing(
     "The set as read by the official reader of Helen, with the word synthetic in its name"
     return replace(helen(out), name="synthetic parsing", notes=drawn(out))
 
-# %% ../../nbs/04_data.synthetic.ipynb #4585152c
+# %% ../../nbs/04_data.synthetic.ipynb #78a56847
 GRADUAL = ("Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Big_Lips", "Big_Nose", "Bushy_Eyebrows", "Chubby", "High_Cheekbones",
            "Mouth_Slightly_Open", "Narrow_Eyes", "Oval_Face", "Pointy_Nose", "Smiling")
 LFW = (-36.5, -3.5, 213.5, 246.5)  # the frame of an LFW picture, 250 x 250

@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'IGNORE', 'ROW_COLUMNS', 'split_archive', 'read_bytes', 'read_image', 'AttributeTable', 'check_split',
            'ParsingTable', 'relabel']
 
-# %% ../../nbs/02_data.tables.ipynb #6409d8c8
+# %% ../../nbs/02_data.tables.ipynb #9faa1679
 import io, zipfile
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .. import core
 from ..core import DataError
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/02_data.tables.ipynb #15fd02f4
+# %% ../../nbs/02_data.tables.ipynb #2d200153
 @lru_cache(maxsize=8)
 def _open_zip(path, stamp): return zipfile.ZipFile(path)
 
@@ -53,10 +53,10 @@ def read_image(
         return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
         what = "is empty" if not data else "is a web page, not an image" if data.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")) \
-            else "is a Git-LFS pointer, not an image" if data.startswith(b"version https://git-lfs") else f"is damaged ({e})"
+            else "is a Git-LFS pointer, not an image" if data.startswith(b"version https://git-lfs") else "is not a picture in any known format" if isinstance(e, UnidentifiedImageError) else f"is damaged ({e})"
         raise DataError(f"{path}: {what}: fetch this file again, or leave it out with on_bad='skip'") from None
 
-# %% ../../nbs/02_data.tables.ipynb #aa8150c2
+# %% ../../nbs/02_data.tables.ipynb #189ac0f5
 SPLITS = ("train", "valid", "test")
 IGNORE = 255  # the label of pixels that do not count
 
@@ -90,7 +90,7 @@ class AttributeTable:
     def names(self): return self.vocab.names
     def __len__(self): return len(self.paths)
 
-# %% ../../nbs/02_data.tables.ipynb #6aa2a868
+# %% ../../nbs/02_data.tables.ipynb #7e7ed9e9
 ROW_COLUMNS = ("labels", "known", "split", "identity", "boxes", "landmarks")
 
 @patch
@@ -122,7 +122,7 @@ def digest(self: AttributeTable) -> str:
     columns = {k: getattr(self, k) for k in ROW_COLUMNS if getattr(self, k) is not None}
     return core.digest(self.name, self.names, [Path(p).name for p in self.paths], columns)
 
-# %% ../../nbs/02_data.tables.ipynb #6787587d
+# %% ../../nbs/02_data.tables.ipynb #4472b19a
 def check_split(
     table: AttributeTable,
 ):
@@ -134,7 +134,7 @@ def check_split(
         raise DataError(f"{table.name}: {int((leaks > 1).sum())} identities lie in more than one split, for example {leaks.index[leaks > 1][0]}: "
                         "the partition file and the identity file do not belong together")
 
-# %% ../../nbs/02_data.tables.ipynb #7204a9a1
+# %% ../../nbs/02_data.tables.ipynb #d6705f66
 @dataclass
 class ParsingTable:
     "N images with one region label per pixel; the form every parsing data set takes"
@@ -177,7 +177,7 @@ class ParsingTable:
                        read_soft=self.read_soft and (lambda i: self.read_soft(rows[i])),
                        landmarks=None if self.landmarks is None else self.landmarks[rows])
 
-# %% ../../nbs/02_data.tables.ipynb #31cc8628
+# %% ../../nbs/02_data.tables.ipynb #0d0688ef
 def relabel(
     table: ParsingTable,
     target: RegionVocab,  # the vocabulary wanted; see `RegionVocab.mapping`

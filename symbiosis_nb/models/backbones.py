@@ -7,7 +7,7 @@ __all__ = ['VGG16', 'HEADS', 'TRUNKS', 'OWN_WIDTH', 'VGG_FACE_MEAN', 'Backbone',
            'replace_pools', 'scaled', 'thin', 'init_he', 'FromImageNet', 'Residual', 'read_weights', 'load_state',
            'imagenet_file', 'backbone', 'VGGFaceHead', 'load_vgg_face', 'n_parameters', 'saved_bytes', 'peak_bytes']
 
-# %% ../../nbs/10_models.backbones.ipynb #76a17301
+# %% ../../nbs/10_models.backbones.ipynb #031cd734
 import math, shutil, urllib.request, weakref
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..core import DataError, atomic_write, cache_dir
 
-# %% ../../nbs/10_models.backbones.ipynb #027990b9
+# %% ../../nbs/10_models.backbones.ipynb #7e573f43
 class Backbone(nn.Module):
     "A trunk as a list of stages run one after another, with the channels and the total stride after each"
     def __init__(self,
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         "Parameters, shallow to deep, for discriminative learning rates"
         return [list(stage.parameters()) for stage in self.stages]
 
-# %% ../../nbs/10_models.backbones.ipynb #69761ab0
+# %% ../../nbs/10_models.backbones.ipynb #b07a2f89
 def _map_shapes(stages, in_channels, size=(256, 256)):
     "(channels, height, width) after every stage, found without computing"
     x, shapes = torch.empty(1, in_channels, *size, device="meta"), []
@@ -63,7 +63,7 @@ def _map_shapes(stages, in_channels, size=(256, 256)):
         stage.train(training); shapes.append(tuple(x.shape[1:]))
     return shapes
 
-# %% ../../nbs/10_models.backbones.ipynb #b6053c57
+# %% ../../nbs/10_models.backbones.ipynb #d396ac73
 def conv_block(
     cin: int,          # input channels
     cout: int,         # output channels
@@ -85,7 +85,7 @@ class PoolBlock(nn.Sequential):
         super().__init__(*conv_block(in_channels, out_channels, act=act), nn.MaxPool2d(2, ceil_mode=True))
         self.in_channels, self.out_channels = in_channels, out_channels
 
-# %% ../../nbs/10_models.backbones.ipynb #76ce8207
+# %% ../../nbs/10_models.backbones.ipynb #1650636f
 def pool_blocks(
     trunk: Backbone,  # any trunk
 ) -> dict:            # pool number (1, 2, ...) -> index of the stage that ends with it
@@ -107,7 +107,7 @@ def replace_pools(
         stage[-1] = make(stage[-1].in_channels, stage[-1].out_channels)
     return [trunk.stages[pools[n]][-1] for n in at]
 
-# %% ../../nbs/10_models.backbones.ipynb #e442670c
+# %% ../../nbs/10_models.backbones.ipynb #db929ad7
 def scaled(
     channels: int,  # at width 1
     width: float,   # factor
@@ -130,7 +130,7 @@ def _refit(layer, x, width):
         layer.running_mean, layer.running_var = torch.zeros(cin), torch.ones(cin)
         if layer.affine: layer.weight, layer.bias = par(cin), par(cin)
 
-# %% ../../nbs/10_models.backbones.ipynb #34a43716
+# %% ../../nbs/10_models.backbones.ipynb #9a3ed856
 def thin(
     stages: list,          # modules run one after another; changed in place
     width: float,          # factor on every channel count
@@ -157,7 +157,7 @@ def init_he(
         elif isinstance(m, nn.BatchNorm2d) and m.affine: nn.init.ones_(m.weight)
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)) and m.bias is not None: nn.init.zeros_(m.bias)
 
-# %% ../../nbs/10_models.backbones.ipynb #b45d38c6
+# %% ../../nbs/10_models.backbones.ipynb #0217e50b
 def _pair(cin, cout, pool):
     act = lambda: nn.PReLU(cout)
     return nn.Sequential(conv_block(cin, cout, act=act), PoolBlock(cout, cout, act) if pool else conv_block(cout, cout, act=act))
@@ -167,7 +167,7 @@ def _vgg_like(width, in_channels):
     c = [in_channels, *(scaled(c, width) for c in (64, 128, 256, 512, 512, 1024))]
     return None, [_pair(c[i], c[i + 1], pool=i < 4) for i in range(6)]
 
-# %% ../../nbs/10_models.backbones.ipynb #835e2bee
+# %% ../../nbs/10_models.backbones.ipynb #2f688af9
 class FromImageNet(nn.Module):
     "Pictures in ImageNet normalisation -> pictures in [-1, 1], as the Inception weights expect them"
     def __init__(self):
@@ -188,7 +188,7 @@ def _inception_v3(width, in_channels):
     return net, [stem, part("Mixed_5b Mixed_5c Mixed_5d"), part("Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e"),
                  part("Mixed_7a"), part("Mixed_7b Mixed_7c")]
 
-# %% ../../nbs/10_models.backbones.ipynb #b5714f95
+# %% ../../nbs/10_models.backbones.ipynb #cc2ea7e3
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 def _vgg16(width, in_channels):
@@ -213,7 +213,7 @@ def _se_resnet50(width, in_channels):
     net = timm.create_model("legacy_seresnet50", pretrained=False, num_classes=2)
     return net, [nn.Sequential(net.layer0, net.pool0), net.layer1, net.layer2, net.layer3, net.layer4]
 
-# %% ../../nbs/10_models.backbones.ipynb #904d99f6
+# %% ../../nbs/10_models.backbones.ipynb #771db907
 def _alexnet_bn(width, in_channels):
     "pse, 4: conv1..conv5 of AlexNet-cvgj, max-pools 3x3 after the first two"
     c = [in_channels, *(scaled(c, width) for c in (96, 256, 384, 384, 256))]
@@ -224,7 +224,7 @@ def _alexnet_bn(width, in_channels):
                   nn.Sequential(*conv(2, 5, padding=2, groups=2), pool()), nn.Sequential(*conv(3, 3, padding=1)),
                   nn.Sequential(*conv(4, 3, padding=1, groups=2)), nn.Sequential(*conv(5, 3, padding=1, groups=2))]
 
-# %% ../../nbs/10_models.backbones.ipynb #da4971c3
+# %% ../../nbs/10_models.backbones.ipynb #624bef9c
 class Residual(nn.Module):
     "x + two 3x3 convolutions, then ReLU"
     def __init__(self,
@@ -243,7 +243,7 @@ def _small(width, in_channels):
     return None, [conv_block(in_channels, a, stride=2), conv_block(a, b, stride=2), nn.Sequential(PoolBlock(b, c)),
                   nn.Sequential(conv_block(c, d), Residual(d, inner))]
 
-# %% ../../nbs/10_models.backbones.ipynb #5ff68005
+# %% ../../nbs/10_models.backbones.ipynb #17cf9935
 def _timm_units(net, name):
     "The modules of a timm feature net in running order, each with whether a feature map leaves after it"
     if hasattr(net, "return_layers"): return [(m, n in net.return_layers) for n, m in net.items()]
@@ -263,7 +263,7 @@ def _timm(name, state=None):
         return net, stages
     return build
 
-# %% ../../nbs/10_models.backbones.ipynb #8dba0815
+# %% ../../nbs/10_models.backbones.ipynb #4f9c37e6
 HEADS = ("fc.", "classifier.", "AuxLogits.", "last_linear.", "head.", "head_fc.", "num_batches_tracked")
 
 def read_weights(
@@ -292,7 +292,7 @@ def load_state(
     if wrong: raise DataError(f"{source} does not fit this trunk (name, width, in_channels?)", wrong)
     net.load_state_dict(have, strict=False)
 
-# %% ../../nbs/10_models.backbones.ipynb #ba294f3d
+# %% ../../nbs/10_models.backbones.ipynb #fa3f41b9
 def _imagenet_url(name):
     "Where the published ImageNet weights of a trunk lie"
     if name.startswith("timm:") or name == "se_resnet50":
@@ -316,7 +316,7 @@ def imagenet_file(
         raise DataError(f"no ImageNet weights for {name} ({e}): download {url} elsewhere and put it at {path}") from None
     return path
 
-# %% ../../nbs/10_models.backbones.ipynb #47c05de9
+# %% ../../nbs/10_models.backbones.ipynb #089222e4
 TRUNKS = dict(vgg_like=_vgg_like, vgg16=_vgg16, inception_v3=_inception_v3, resnet18=_resnet("resnet18"), resnet34=_resnet("resnet34"),
               resnet50=_resnet("resnet50"), alexnet_bn=_alexnet_bn, se_resnet50=_se_resnet50, small=_small)
 OWN_WIDTH = ("vgg_like", "vgg16", "alexnet_bn", "small")
@@ -340,7 +340,7 @@ def backbone(
     elif not state and not name.startswith("timm:"): init_he(trunk)
     return trunk
 
-# %% ../../nbs/10_models.backbones.ipynb #5535da81
+# %% ../../nbs/10_models.backbones.ipynb #c9de80ad
 VGG_FACE_MEAN = (129.1863, 104.7624, 93.5940)  # red, green, blue, on 0..255; the weights expect no division
 
 class VGGFaceHead(nn.Module):
@@ -363,7 +363,7 @@ class VGGFaceHead(nn.Module):
     def param_groups(self) -> list:  # fc6, fc7, fc8
         return [list(fc.parameters()) for fc in (self.fc6, self.fc7, self.fc8)]
 
-# %% ../../nbs/10_models.backbones.ipynb #3474f834
+# %% ../../nbs/10_models.backbones.ipynb #a7018901
 def load_vgg_face(
     trunk: Backbone,         # `backbone("vgg16")`; changed in place
     head: VGGFaceHead,       # changed in place; its fc8 only when the shapes agree
@@ -381,7 +381,7 @@ def load_vgg_face(
         for (w, b), m in zip(given, layers): m.weight.copy_(w); m.bias.copy_(b)
         if rgb: layers[0].weight.copy_(layers[0].weight.flip(1))
 
-# %% ../../nbs/10_models.backbones.ipynb #bfa72137
+# %% ../../nbs/10_models.backbones.ipynb #9bb7fa25
 def n_parameters(
     module: nn.Module,  # any module
 ) -> int:

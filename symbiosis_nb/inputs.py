@@ -7,7 +7,7 @@ __all__ = ['BOXES', 'PARSER_FILES', 'PARSER_AUGMENT', 'PARSERS', 'NEEDS', 'Job',
            'box_masks', 'is_finished', 'to_regions', 'parsing_fields', 'default_device', 'ParserRun', 'parser_run',
            'mask_store', 'job_parser', 'mask_size', 'region_masks', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #da7e601d
+# %% ../nbs/32_inputs.ipynb #f63a79fa
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #b081a920
+# %% ../nbs/32_inputs.ipynb #102f4004
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -45,6 +45,7 @@ class Job:
     options: dict = field(default_factory=dict)
     out: Path = Path("runs")
     start: Path | None = None  # a finished run's folder whose weights are the starting point
+    asked: Profile | None = None  # the profile before the method filled it in
 
     def config(self) -> dict:
         "What is written to config.json, and digested"
@@ -72,7 +73,7 @@ def resolve(profile: Profile, m: Method) -> Profile:
 
 def _augment(profile): return Augment() if profile.augment else None
 
-# %% ../nbs/32_inputs.ipynb #5500ccca
+# %% ../nbs/32_inputs.ipynb #b83fac1b
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -82,7 +83,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #a88b7c88
+# %% ../nbs/32_inputs.ipynb #7b343e5d
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -109,7 +110,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #fa10d06d
+# %% ../nbs/32_inputs.ipynb #8456971d
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
@@ -135,7 +136,7 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #26b37eef
+# %% ../nbs/32_inputs.ipynb #4c52b5cf
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -203,7 +204,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #1bff33ce
+# %% ../nbs/32_inputs.ipynb #11af5f83
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -236,7 +237,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #6d051cce
+# %% ../nbs/32_inputs.ipynb #c6a3d921
 NEEDS = {None: lambda job: [], "parsing": lambda job: [], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model', 'start_from', 'train', 'score', 'finish',
            'average_runs', 'run_job', 'run', 'collect', 'load_model', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #e9d3a094
+# %% ../nbs/33_runs.ipynb #9d570aa8
 import resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,18 +36,20 @@ from .models.gating import Averaged
 from .models.pooling import fit_masks
 from .vocab import BERKELEY, CELEBA, WIDER
 
-# %% ../nbs/33_runs.ipynb #429a1c45
+# %% ../nbs/33_runs.ipynb #e19d5dc6
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
 class Run:
     "A finished run; raises `DataError` for a folder that is not one"
     folder: Path
+    method: str = ""  # as which method it was asked for; default: the one that trained it
 
     def __post_init__(self):
         self.folder = Path(self.folder)
         missing = [f for f in (*FILES, "done.json") if not (self.folder/f).is_file()]
         if missing: raise DataError(f"{self.folder} is not a finished run ({', '.join(missing)} missing): call `run` again to finish it")
+        self.method = self.method or self.config["method"]
 
     @cached_property
     def config(self) -> dict: return read_json(self.folder/"config.json")
@@ -77,7 +79,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #c10896d3
+# %% ../nbs/33_runs.ipynb #37c1f4e0
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -110,7 +112,7 @@ def _peak_memory():
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #e4c37723
+# %% ../nbs/33_runs.ipynb #9a6f47c5
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -159,7 +161,7 @@ def train(job: Job, folder: Path):
     if ready.parser is not None: _keep_parser(ready.parser, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #977caf5c
+# %% ../nbs/33_runs.ipynb #bfe411db
 def _keep_parser(parser, folder):
     "A copy of the parser that made the masks, so that the folder can predict on its own"
     for name in ("config.json", "model.safetensors"):
@@ -188,7 +190,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #b1311f74
+# %% ../nbs/33_runs.ipynb #526e364a
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -202,9 +204,16 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #70c6d9b6
+# %% ../nbs/33_runs.ipynb #7364b5bf
+def _twin(job):
+    "The same job under the name of the method with the same model, where the profile leaves no difference"
+    if not job.method.same_as or job.asked is None: return None
+    m = get_method(job.method.same_as)
+    return replace(job, method=m) if resolve(job.asked, m) == job.profile else None
+
 def run_job(job: Job) -> Run:
     "The finished run of a job: read when it is there, trained when it is not"
+    if twin := _twin(job): return replace(run_job(twin), method=job.method.name)
     folder, make = job.folder, average_runs if job.method.parts else train
     if process_rank()[0] > 0:  # torchrun's other processes train along; the first one locks and writes
         if not is_finished(folder, FILES): make(job, folder)
@@ -227,10 +236,11 @@ def run(
 ) -> Run:
     "Train and measure one method on one table; skips what is done, resumes what was cut off"
     m = get_method(method)
-    p = resolve(make_profile(profile, **overrides), m)
-    return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out), start))
+    asked = make_profile(profile, **overrides)
+    p = resolve(asked, m)
+    return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out), start, asked))
 
-# %% ../nbs/33_runs.ipynb #9fc11b9d
+# %% ../nbs/33_runs.ipynb #8c4d6930
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -240,7 +250,7 @@ def collect(
     for r in runs:
         vocab = _vocab_of(r)
         means = score(r.arrays, vocab, which).mean()
-        rows.append(dict(method=r.config["method"], seed=r.config["seed"], **means, **M.instance_scores(*r.predictions(which=which))))
+        rows.append(dict(method=r.method, seed=r.config["seed"], **means, **M.instance_scores(*r.predictions(which=which))))
     return pd.DataFrame(rows)
 
 @dataclass
@@ -252,7 +262,7 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #fabd0bac
+# %% ../nbs/33_runs.ipynb #dce3dd08
 class _Whole(nn.Module):
     "A model with its parser: pictures alone in, logits out"
     def __init__(self, model, parser=None, mask_size=None):
@@ -271,7 +281,7 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
     return _Whole(model, parser, tuple(s//p["mask_share"] for s in p["size"])).eval()
 
-# %% ../nbs/33_runs.ipynb #0f6ee7b4
+# %% ../nbs/33_runs.ipynb #b1ba9d2e
 def _picture(source, size):  # -> (H, W, 3) uint8
     image = source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0))
@@ -305,7 +315,7 @@ class Predictor:
             out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
         return pd.DataFrame(torch.cat(out).numpy().T, index=pd.Index(self.names, name="attribute"), columns=columns)
 
-# %% ../nbs/33_runs.ipynb #2efce8b6
+# %% ../nbs/33_runs.ipynb #799b1616
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model', 'start_from', 'train', 'score', 'finish',
            'average_runs', 'run_job', 'run', 'collect', 'load_model', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #9d570aa8
+# %% ../nbs/33_runs.ipynb #464d271c
 import resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +36,7 @@ from .models.gating import Averaged
 from .models.pooling import fit_masks
 from .vocab import BERKELEY, CELEBA, WIDER
 
-# %% ../nbs/33_runs.ipynb #e19d5dc6
+# %% ../nbs/33_runs.ipynb #cd34fe45
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -79,7 +79,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #37c1f4e0
+# %% ../nbs/33_runs.ipynb #e4250c6b
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -112,7 +112,7 @@ def _peak_memory():
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #9a6f47c5
+# %% ../nbs/33_runs.ipynb #973b2696
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -161,7 +161,7 @@ def train(job: Job, folder: Path):
     if ready.parser is not None: _keep_parser(ready.parser, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #bfe411db
+# %% ../nbs/33_runs.ipynb #e1bbf29a
 def _keep_parser(parser, folder):
     "A copy of the parser that made the masks, so that the folder can predict on its own"
     for name in ("config.json", "model.safetensors"):
@@ -190,7 +190,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #526e364a
+# %% ../nbs/33_runs.ipynb #ddf76938
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -204,7 +204,7 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #7364b5bf
+# %% ../nbs/33_runs.ipynb #cdf70f5c
 def _twin(job):
     "The same job under the name of the method with the same model, where the profile leaves no difference"
     if not job.method.same_as or job.asked is None: return None
@@ -240,7 +240,7 @@ def run(
     p = resolve(asked, m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out), start, asked))
 
-# %% ../nbs/33_runs.ipynb #8c4d6930
+# %% ../nbs/33_runs.ipynb #9cf979d6
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -262,14 +262,15 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #dce3dd08
+# %% ../nbs/33_runs.ipynb #6b24d4d1
 class _Whole(nn.Module):
     "A model with its parser: pictures alone in, logits out"
     def __init__(self, model, parser=None, mask_size=None):
         super().__init__()
         self.model, self.parser, self.mask_size = model, parser, mask_size
-    def forward(self, x):
-        return self.model(x) if self.parser is None else self.model(x, fit_masks(self.parser(x), self.mask_size))
+    def extras(self, x) -> tuple:  # what the model takes beside the pictures
+        return () if self.parser is None else (fit_masks(self.parser(x), self.mask_size),)
+    def forward(self, x): return self.model(x, *self.extras(x))
 
 def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), normalised -> logits (B, NA)
     "The trained model of a run folder, in evaluation mode, with its parser where it needs one; raises `DataError` when it cannot stand alone"
@@ -281,7 +282,7 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
     return _Whole(model, parser, tuple(s//p["mask_share"] for s in p["size"])).eval()
 
-# %% ../nbs/33_runs.ipynb #b1ba9d2e
+# %% ../nbs/33_runs.ipynb #6761e875
 def _picture(source, size):  # -> (H, W, 3) uint8
     image = source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0))
@@ -315,7 +316,7 @@ class Predictor:
             out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
         return pd.DataFrame(torch.cat(out).numpy().T, index=pd.Index(self.names, name="attribute"), columns=columns)
 
-# %% ../nbs/33_runs.ipynb #799b1616
+# %% ../nbs/33_runs.ipynb #84cc5c47
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

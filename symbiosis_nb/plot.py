@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
-           'reliability', 'difference_bars', 'atlas']
+           'reliability', 'difference_bars', 'atlas', 'heat_maps']
 
-# %% ../nbs/41_plot.ipynb #0b55870d
+# %% ../nbs/41_plot.ipynb #adeb24c9
 import math
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ import seaborn as sns
 from . import metrics as M
 from .data.tables import AttributeTable, ParsingTable, read_image
 
-# %% ../nbs/41_plot.ipynb #0087098d
+# %% ../nbs/41_plot.ipynb #464ae5d0
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "legend.fontsize": 8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
 plt.rcParams.update(STYLE)
@@ -27,7 +27,7 @@ def colours(names) -> dict:  # name -> colour
     palette = sns.color_palette("colorblind", 10) + sns.color_palette("dark", 10)
     return {n: palette[i % len(palette)] for i, n in enumerate(names)}
 
-# %% ../nbs/41_plot.ipynb #e2183c24
+# %% ../nbs/41_plot.ipynb #3fa0594a
 def show_faces(
     table: AttributeTable,
     n: int = 10, split: str = "train", seed: int = 0, most: int = 5,
@@ -67,7 +67,7 @@ def show_regions(table: ParsingTable, n: int = 4, split: str = "train"):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #abdb4019
+# %% ../nbs/41_plot.ipynb #9fcadcd5
 def training_curves(
     logs: dict,           # (method, seed) -> log frame with columns epoch, train_loss, valid_loss and metrics
     metric: str = "mAP",
@@ -85,7 +85,7 @@ def training_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #126e8490
+# %% ../nbs/41_plot.ipynb #1b62f8ac
 def attribute_dots(
     frames: dict,             # method -> score frame (index attribute, values in [0, 1]), mean over seeds
     metric: str = "AP",
@@ -117,7 +117,7 @@ def reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #923c52a8
+# %% ../nbs/41_plot.ipynb #d2d4db39
 def difference_bars(
     frame: pd.DataFrame,   # columns: difference, low, high (fractions), index: what is compared
     unit: str = "mean AP (points)",
@@ -131,7 +131,7 @@ def difference_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #369904cf
+# %% ../nbs/41_plot.ipynb #6db9a4a2
 def atlas(
     weights,             # (NA, S) how much each region counts for each attribute
     attributes, regions, # names
@@ -143,5 +143,28 @@ def atlas(
     fig, ax = plt.subplots(figsize=(.42*len(regions) + 2.4, .17*len(attributes) + 1.2))
     sns.heatmap(w, cmap="magma", vmin=0, vmax=1, xticklabels=regions, yticklabels=attributes, cbar_kws=dict(shrink=.5), ax=ax)
     ax.tick_params(labelsize=6.5); ax.set_title(title)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #cf3b8940
+def heat_maps(
+    maps,              # (n, h, w) in [0, 1]
+    names,             # n titles
+    picture=None,      # (H, W, 3) to lay the maps over, and shown first
+    per_row: int = 9,
+    stretch: bool = False,   # every map from its own lowest to its own highest value
+):
+    "Maps as colours, over the picture where there is one"
+    maps = np.asarray(maps, float)
+    if stretch: maps = (maps - maps.min((1, 2), keepdims=True))/np.maximum(np.ptp(maps, axis=(1, 2), keepdims=True), 1e-12)
+    size = np.asarray(picture).shape[:2] if picture is not None else maps.shape[1:]
+    titles = [*([] if picture is None else ["picture"]), *names]
+    rows = math.ceil(len(titles)/per_row)
+    fig, axes = plt.subplots(rows, min(per_row, len(titles)), figsize=(1.05*min(per_row, len(titles)), rows*(.25 + 1.05*size[0]/size[1])), squeeze=False)
+    for ax in axes.flat: ax.axis("off")
+    for ax, title, m in zip(axes.flat, titles, [*([] if picture is None else [None]), *maps]):
+        if picture is not None: ax.imshow(picture)
+        if m is not None: ax.imshow(m, cmap="jet", vmin=0, vmax=1, alpha=.5 if picture is not None else 1, interpolation="bilinear", extent=(-.5, size[1] - .5, size[0] - .5, -.5))
+        ax.set_title(title, fontsize=6.5)
     fig.tight_layout()
     return fig

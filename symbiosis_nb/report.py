@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'CLAIMS', 'data_kind', 'over_seeds', 'Card', 'percent', 'figure_html', 'write_html',
            'write_tables', 'kept_results']
 
-# %% ../nbs/50_report.ipynb #6fb00f37
+# %% ../nbs/50_report.ipynb #44e424a5
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from .methods import METHODS
 from .published import PAPERS, golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #ba8078ce
+# %% ../nbs/50_report.ipynb #b1e2aa9b
 OFFICIAL = {"CelebA": 19_962, "LFWA": 6_880, "WIDER": 29_179, "Berkeley": 4_022}  # test samples of the official sets
 
 def data_kind(table: AttributeTable) -> str:  # "official", "sample" or "synthetic"
@@ -37,7 +37,7 @@ SAYS = dict(
     sample="Measured on a sample that is not the papers' test set: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic faces: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #75346a75
+# %% ../nbs/50_report.ipynb #3b847975
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -58,12 +58,10 @@ class Card:
     replicates: int = 1000
     baseline: str = "avg_pool"
     dataset: str = "CelebA"    # whose printed numbers stand beside: CelebA, LFWA, WIDER_Attribute, Berkeley_Attributes_of_People
-    variants: list | None = None  # a name per run, for ablations of one method; default: the methods' names
 
     @property
-    def methods(self) -> list: return list(dict.fromkeys(map(self.name, self.runs)))
-    def of(self, method) -> list: return [r for r in self.runs if self.name(r) == method]
-    def name(self, run) -> str: return run.method if self.variants is None else self.variants[[r is run for r in self.runs].index(True)]
+    def methods(self) -> list: return list(dict.fromkeys(r.method for r in self.runs))
+    def of(self, method) -> list: return [r for r in self.runs if r.method == method]
     def title(self, method) -> str: return METHODS[method].title if method in METHODS else method
 
     @cached_property
@@ -74,14 +72,14 @@ class Card:
     @cached_property
     def drawn(self) -> dict:
         "(method, seed, metric) -> bootstrap replicates of the mean"
-        return {(self.name(r), r.config["seed"], name): stats.bootstrap_mean(f, *r.predictions(), self._weights)
+        return {(r.method, r.config["seed"], name): stats.bootstrap_mean(f, *r.predictions(), self._weights)
                 for r in self.runs for name, f in HEADLINE.items()}
 
     def frames(self, which: str = "selected") -> dict:  # method -> score frame, mean over seeds
         "Per-attribute scores of every method"
         return {m: sum(score(r.arrays, self.table.vocab, which) for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #f006292f
+# %% ../nbs/50_report.ipynb #11f309ed
 def percent(x, digits=2): return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 def _span(low, high): return f"[{100*low:.2f}, {100*high:.2f}]"
 
@@ -116,7 +114,7 @@ def _printed(self, variant: str | None = "aligned") -> pd.DataFrame:
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #b4b06ef7
+# %% ../nbs/50_report.ipynb #65ee781f
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = sorted({r.config["seed"] for r in self.of(a)} & {r.config["seed"] for r in self.of(b)})
@@ -160,7 +158,7 @@ CLAIMS = (  # the orderings that the papers claim: text, claimed better, claimed
     ("photo and abstraction beat photo (abstraction)", "dual_path", "original"), ("photo beats abstraction alone (abstraction)", "original", "abstraction"),
     ("step 2 adds to step 1 (general_to_specific)", "g2s_12", "g2s_1"), ("step 3 adds to steps 1 and 2 (general_to_specific)", "g2s_123", "g2s_12"))
 
-# %% ../nbs/50_report.ipynb #d50e3439
+# %% ../nbs/50_report.ipynb #d1f6c60c
 def _selection(self) -> pd.DataFrame:
     "Last epoch, validation-selected, and best-on-test as a row named oracle (never used elsewhere)"
     rows = {}
@@ -207,7 +205,7 @@ def _protocol(self) -> pd.DataFrame:
 
 Card.selection, Card.thresholds, Card.logic, Card.cost, Card.protocol = _selection, _thresholds, _logic, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #b8f50e96
+# %% ../nbs/50_report.ipynb #eba9957a
 def _attributes(self, metric: str = "AP") -> pd.DataFrame:
     "Attribute x method, in percent; subjective attributes are starred"
     out = pd.DataFrame({self.title(m): 100*f[metric] for m, f in self.frames().items()})
@@ -232,7 +230,7 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #4ce5935f
+# %% ../nbs/50_report.ipynb #6fcbb108
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
 table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
@@ -249,10 +247,10 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #e38a6605
+# %% ../nbs/50_report.ipynb #71e43dc3
 def _blocks(card):
     "(heading, explanation, HTML, folded) of every block that applies"
-    seeds = {(card.title(card.name(r)), r.config["seed"]): r.log for r in card.runs}
+    seeds = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
     frames = {card.title(m): f for m, f in card.frames().items()}
     _, labels, known = card.runs[0].predictions()
     yield "Scores", "Percent, on the test split, with validation-selected weights; 95 % intervals resample people and seeds.", _table_html(card.scores()), False
@@ -290,7 +288,7 @@ def write_html(
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/50_report.ipynb #46182c23
+# %% ../nbs/50_report.ipynb #35de398e
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -302,12 +300,12 @@ def write_tables(
     for name, frame in blocks.items():
         if len(frame):
             with atomic_write(Path(folder)/f"{name}.csv") as tmp: frame.to_csv(tmp)
-    runs = [dict(folder=r.folder.name, method=card.name(r), seed=r.config["seed"], data_digest=r.config["data_digest"], commit=r.done["fingerprint"]["commit"],
+    runs = [dict(folder=r.folder.name, method=r.method, seed=r.config["seed"], data_digest=r.config["data_digest"], commit=r.done["fingerprint"]["commit"],
                  hardware=r.done["cost"]["hardware"], **r.scores.mean().round(5), **{f"parsing_{k}": v for k, v in (r.done.get("parsing") or {}).items()}) for r in card.runs]
     with atomic_write(Path(folder)/"runs.csv") as tmp: pd.DataFrame(runs).to_csv(tmp, index=False)
     return Path(folder)
 
-# %% ../nbs/50_report.ipynb #5f92f961
+# %% ../nbs/50_report.ipynb #d4854249
 def kept_results(
     folder: str | Path,   # written by `write_tables`
     columns=("accuracy", "AP", "AP 95 %", "balanced_accuracy", "seeds"),

@@ -33,6 +33,7 @@ export: install  ## notebooks to library, cleaned; README from the index noteboo
 
 readme: install  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --TemplateExporter.exclude_raw=True --output-dir . --output README \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove_cell --TagRemovePreprocessor.remove_input_tags=remove_input \
 	  --NbConvertApp.output_files_dir=nbs/images
 
 install: $(VENV)/installed

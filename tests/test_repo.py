@@ -58,7 +58,8 @@ def test_reproduction_notebook(path):
 
 def test_readme_is_current(tmp_path):
     subprocess.run([sys.executable, "-m", "nbconvert", str(ROOT/"nbs"/"index.ipynb"), "--to", "markdown", "--TemplateExporter.exclude_raw=True", "--output-dir", str(tmp_path),
-                    "--output", "README", "--NbConvertApp.output_files_dir=nbs/images"], check=True, capture_output=True)
+                    "--output", "README", "--NbConvertApp.output_files_dir=nbs/images", "--TagRemovePreprocessor.enabled=True", "--TagRemovePreprocessor.remove_cell_tags=remove_cell",
+                    "--TagRemovePreprocessor.remove_input_tags=remove_input"], check=True, capture_output=True)
     assert (tmp_path/"README.md").read_text() == (ROOT/"README.md").read_text(), "run `make readme`"
 
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model', 'start_from', 'train', 'score', 'finish',
-           'average_runs', 'run_job', 'run', 'collect', 'load_model', 'Predictor']
+           'average_runs', 'one_attribute', 'train_attribute', 'chain_runs', 'run_job', 'run', 'collect', 'load_model',
+           'Look', 'find_faces', 'the_face', 'look_of', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #464d271c
-import resource, shutil, time
+# %% ../nbs/33_runs.ipynb #21f431fb
+import os, resource, shutil, time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,19 +25,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import metrics as M
+from .data import crops
 from .core import DataError, atomic_write, fingerprint, hardware, progress, read_json, seed_everything, write_json
-from .data.loaders import attribute_loader, normalize
+from .data.loaders import attribute_loader, middle, normalize
 from .data.pixels import folder_lock
 from .data.tables import AttributeTable, read_image
-from .inputs import Job, ParserRun, default_device, is_finished, limit_table, prepare, resolve
+from .inputs import GeneratorRun, Job, ParserRun, default_device, is_finished, limit_table, prepare, resolve
 from .learner import Checkpoint, Selection, attribute_learner, distributed, parsing_scores, predict, process_rank
 from .methods import Build, get_method, make_profile
 from .models.backbones import n_parameters
 from .models.gating import Averaged
 from .models.pooling import fit_masks
-from .vocab import BERKELEY, CELEBA, WIDER
+from .models.specific import Joined
+from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/33_runs.ipynb #cd34fe45
+# %% ../nbs/33_runs.ipynb #38acd6ee
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -79,7 +82,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #e4250c6b
+# %% ../nbs/33_runs.ipynb #52564cc9
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -112,7 +115,7 @@ def _peak_memory():
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #973b2696
+# %% ../nbs/33_runs.ipynb #41a6b278
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -121,9 +124,13 @@ def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
 def start_from(
     model: nn.Module,    # changed in place
     folder: str | Path,  # of a finished run
+    attributes: tuple = (),  # this model's, for models that take over single attributes (`inherit`)
+    rows: bool = True,       # take these attributes' outputs along
 ) -> list:               # names of the parameters that were left as they are
     "Copy every tensor of a run that has the same name and shape; raises `DataError` when there is none"
-    have, want = load_file(Run(folder).folder/"model.safetensors"), model.state_dict()
+    there, want = Run(folder), model.state_dict()
+    have = load_file(there.folder/"model.safetensors")
+    if attributes and hasattr(model, "inherit"): have = model.inherit(have, [there.config["attributes"].index(a) for a in attributes], rows)
     fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape}
     if not any(k.endswith("weight") for k in fits): raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
     model.load_state_dict(fits, strict=False)
@@ -146,7 +153,7 @@ def train(job: Job, folder: Path):
     ready, p = prepare(job), job.profile
     seed_everything(job.seed)
     model = build_model(job, ready.n_regions).to(default_device())
-    if job.start is not None: start_from(model, job.start)
+    if job.start is not None: start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder)
     selection, clock = Selection(), Clock()
     with distributed(learn), learn.no_bar(), learn.no_logging():
@@ -158,14 +165,14 @@ def train(job: Job, folder: Path):
     more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()), inputs=ready.sources)
     if ready.parsing_test is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing_scores(learn.model.parse, ready.parsing_test, p.precision)
     log = pd.DataFrame([list(v) for v in learn.recorder.values], columns=learn.recorder.metric_names[1:-1]).rename_axis("epoch").reset_index()
-    if ready.parser is not None: _keep_parser(ready.parser, folder)
+    for name, helper in ready.helpers.items(): _keep(name, helper, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #e1bbf29a
-def _keep_parser(parser, folder):
-    "A copy of the parser that made the masks, so that the folder can predict on its own"
-    for name in ("config.json", "model.safetensors"):
-        with atomic_write(folder/"parser"/name) as tmp: shutil.copyfile(parser.folder/name, tmp)
+# %% ../nbs/33_runs.ipynb #fbcdce50
+def _keep(name, helper, folder):
+    "A copy of the network that made masks or abstraction images, so that the folder can predict on its own"
+    for file in ("config.json", "model.safetensors"):
+        with atomic_write(folder/name/file) as tmp: shutil.copyfile(helper.folder/file, tmp)
 
 def _write_npz(path, arrays):
     with atomic_write(path) as tmp, open(tmp, "wb") as f: np.savez_compressed(f, **arrays)
@@ -190,7 +197,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #ddf76938
+# %% ../nbs/33_runs.ipynb #8c921771
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -204,7 +211,72 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #cdf70f5c
+# %% ../nbs/33_runs.ipynb #d5ef6fd6
+def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
+    "The same images with one attribute"
+    t = table.names.index(name)
+    return replace(table, vocab=AttributeVocab(f"{table.vocab.name}, {name}", (name,)), labels=table.labels[:, [t]], known=table.known[:, [t]])
+
+def _valid_score(r: Run) -> float: return float(np.nan_to_num(np.nanmean(M.average_precision(*r.predictions("valid" if "valid_targets" in r.arrays else "test")))))
+
+def train_attribute(
+    name: str,           # of the attribute
+    job: Job,            # of a chain
+    start: Path | None,  # the joint network's folder, where the chain has one
+) -> list:               # the folders of the chain's networks for this attribute, the last one predicts
+    "The later steps of a chain for one attribute, each starting from the one before (general_to_specific, 1)"
+    one, own = get_method("g2s_one"), job.options.get("schemes", {})
+    profile, folders = replace(job.profile, recipe=job.profile.tune or one.recipe), []
+    options = {k: v for k, v in job.options.items() if k != "schemes"}
+    for step in (s for s in job.method.chain if s != "joint"):
+        schemes = "a" if step == "common" else "abcdefgh" if own == "search" else own.get(name) or crops.crop_assignment()[name]
+        runs = [run_job(replace(job, method=one, table=one_attribute(job.table, name), profile=profile, start=start, asked=None, executor=None,
+                                options={**options, **({} if s == "a" else {"scheme": s})})) for s in schemes]
+        folders.append(start := max(runs, key=_valid_score).folder)
+    return folders
+
+def _map(f, items, executor, folder):
+    "`f` of every item: here one after another, or in processes by submitit, as many at once as there are cores or as the cluster gives"
+    if executor is None: return [f(x) for x in items]
+    try: import submitit
+    except ImportError: raise ImportError("training in other processes needs submitit: pip install 'symbiosis_nb[cluster]', or leave executor=None") from None
+    pool = submitit.AutoExecutor(folder/"submitit", cluster=executor) if isinstance(executor, str) else executor
+    if isinstance(executor, str): pool.update_parameters(timeout_min=24*60)
+    width = os.cpu_count() if executor == "local" else len(items)
+    return [j.result() for k in range(0, len(items), width) for j in pool.map_array(f, items[k:k + width])]
+
+# %% ../nbs/33_runs.ipynb #09915575
+def _joint_run(job):
+    "Step 1 of a chain, the same run as when it is asked for by its own name"
+    return run_job(replace(job, method=get_method("g2s_1"), options={k: v for k, v in job.options.items() if k not in ("schemes", "rows")}, asked=None, executor=None))
+
+def _gather(runs, joint, names):
+    "One set of arrays from the columns of many runs, the joint run's where an attribute has none"
+    first = joint or next(iter(runs.values()))
+    if any(len(r.arrays["test_targets"]) != len(first.arrays["test_targets"]) for r in runs.values()): raise DataError("the networks of this chain saw different test images: delete their folders and run again")
+    arrays = dict(first.arrays)
+    for key in (k for k in first.arrays if k.endswith(("_last", "_selected", "_targets"))):
+        arrays[key] = np.stack([runs[n].arrays[key][:, 0] if n in runs else joint.arrays[key][:, t] for t, n in enumerate(names)], 1)
+    return arrays
+
+def chain_runs(job: Job, folder: Path):
+    "Train what is missing of a chain, and gather the columns of its last networks"
+    names, every = job.profile.attributes or job.table.names, job.table.names
+    if unknown := [n for n in names if n not in every]: raise DataError(f"{job.table.name} has no attribute {', '.join(unknown)}: pass attributes=(...) with names of {job.table.vocab.name}")
+    first = "joint" in job.method.chain
+    joint = _joint_run(job) if first or len(names) < len(every) else None
+    trained = dict(zip(names, _map(partial(train_attribute, job=job, start=joint.folder if first else None), names, job.executor, Path(job.out))))
+    runs, steps = {n: Run(f[-1]) for n, f in trained.items()}, [Run(f) for fs in trained.values() for f in fs] + ([joint] if joint else [])
+    last = [*runs.values(), *([joint] if len(names) < len(every) else [])]
+    total = lambda key, rs: sum(r.done["cost"][key] or 0 for r in rs)
+    costs = dict(parameters=total("parameters", last), multiply_adds=total("multiply_adds", last), training_seconds=total("training_seconds", steps), hardware=hardware(),
+                 peak_memory_mib=max(r.done["cost"]["peak_memory_mib"] for r in steps), predict_images_per_second=1/sum(1/r.done["cost"]["predict_images_per_second"] for r in last))
+    rest = len(every) - len(names)
+    finish(job, folder, _gather(runs, joint, every), steps[0].log.iloc[:0], None, costs, networks={n: r.folder.name for n, r in runs.items()},
+           crops={n: r.config["options"].get("scheme", "a") for n, r in runs.items()}, joint=joint and joint.folder.name, bad_images=steps[0].done["bad_images"],
+           note=f"{rest} of {len(every)} attributes have no network of their own; their columns are those of step 1" if rest else "")
+
+# %% ../nbs/33_runs.ipynb #4e6a4a47
 def _twin(job):
     "The same job under the name of the method with the same model, where the profile leaves no difference"
     if not job.method.same_as or job.asked is None: return None
@@ -214,7 +286,7 @@ def _twin(job):
 def run_job(job: Job) -> Run:
     "The finished run of a job: read when it is there, trained when it is not"
     if twin := _twin(job): return replace(run_job(twin), method=job.method.name)
-    folder, make = job.folder, average_runs if job.method.parts else train
+    folder, make = job.folder, average_runs if job.method.parts else chain_runs if job.method.chain else train
     if process_rank()[0] > 0:  # torchrun's other processes train along; the first one locks and writes
         if not is_finished(folder, FILES): make(job, folder)
         return Run(folder) if is_finished(folder, FILES) else None
@@ -232,15 +304,16 @@ def run(
     on_bad: str = "raise",      # "skip" leaves unreadable images out and counts them
     options: dict | None = None,  # keywords of the method's model, for ablations
     start: str | Path | None = None,  # folder of a finished run whose weights are the starting point
+    executor=None,              # of chains: None, "local", "slurm" or a submitit executor of your own; see `chain_runs`
     **overrides,                # fields of `Profile` or `Recipe`: `backbone`, `size`, `epochs`, `lr`, ...
 ) -> Run:
     "Train and measure one method on one table; skips what is done, resumes what was cut off"
     m = get_method(method)
     asked = make_profile(profile, **overrides)
     p = resolve(asked, m)
-    return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out), start, asked))
+    return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, options or {}, Path(out), start, asked, executor))
 
-# %% ../nbs/33_runs.ipynb #9cf979d6
+# %% ../nbs/33_runs.ipynb #b13d4210
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -262,34 +335,90 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #6b24d4d1
-class _Whole(nn.Module):
-    "A model with its parser: pictures alone in, logits out"
-    def __init__(self, model, parser=None, mask_size=None):
-        super().__init__()
-        self.model, self.parser, self.mask_size = model, parser, mask_size
-    def extras(self, x) -> tuple:  # what the model takes beside the pictures
-        return () if self.parser is None else (fit_masks(self.parser(x), self.mask_size),)
-    def forward(self, x): return self.model(x, *self.extras(x))
+# %% ../nbs/33_runs.ipynb #3076b612
+class _Masks(nn.Module):
+    "A parser whose masks have the size of the stored ones"
+    def __init__(self, parser, size): super().__init__(); self.parser, self.size = parser, size
+    def forward(self, x): return fit_masks(self.parser(x), self.size)
 
-def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), normalised -> logits (B, NA)
-    "The trained model of a run folder, in evaluation mode, with its parser where it needs one; raises `DataError` when it cannot stand alone"
+class _Whole(nn.Module):
+    "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
+    def __init__(self, model, extra=None):
+        super().__init__()
+        self.model, self.extra = model, extra
+    def forward(self, x): return self.model(x) if self.extra is None else self.model(x, self.extra(x))
+
+def _extra(folder, profile):
+    if (folder/"parser").is_dir(): return _Masks(ParserRun(folder/"parser").load(), tuple(s//profile["mask_share"] for s in profile["size"]))
+    return GeneratorRun(folder/"generator").load() if (folder/"generator").is_dir() else None
+
+def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), normalised -> logits (B, NA); chains take their crops, (B, K, 3, H, W)
+    "The trained model of a run folder, in evaluation mode, with its helper where it needs one; raises `DataError` when it cannot stand alone"
     r = Run(folder); c, m = r.config, get_method(r.config["method"])
-    if m.parts: return Averaged([load_model(r.folder.parent/name) for name in r.done["parts"]]).eval()
+    beside = lambda name: load_model(r.folder.parent/name)
+    if m.parts: return Averaged([beside(name) for name in r.done["parts"]]).eval()
+    if m.chain:
+        nets = {c["attributes"].index(n): (beside(f), r.done["crops"][n]) for n, f in r.done["networks"].items()}
+        return Joined(nets, len(c["attributes"]), beside(r.done["joint"]) if len(nets) < len(c["attributes"]) else None).eval()
     if m.needs == "boxes": raise DataError(f"{m.name} needs landmarks with every picture and cannot predict from photographs alone")
-    p, parser = c["profile"], ParserRun(r.folder/"parser").load() if (r.folder/"parser").is_dir() else None
+    p = c["profile"]
     model = m.build(Build(_vocab_of(r), tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, c["options"]))
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
-    return _Whole(model, parser, tuple(s//p["mask_share"] for s in p["size"])).eval()
+    return _Whole(model, _extra(r.folder, p)).eval()
 
-# %% ../nbs/33_runs.ipynb #6761e875
-def _picture(source, size):  # -> (H, W, 3) uint8
-    image = source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0))
+# %% ../nbs/33_runs.ipynb #60d45583
+@dataclass
+class Look:
+    "How a run looks at a photograph"
+    size: tuple               # (height, width) the model takes
+    frame: str = "whole"      # of the table it was trained on
+    schemes: tuple = ()       # crops, where the method has them
+    stacked: bool = False     # several crops, stacked
+    border: str = "replicate"
+
+    def framed(self, image, face):
+        "The photograph in the run's frame, around a face"
+        if self.frame == "box": raise ValueError("this run was trained on boxes of whole persons: cut them out and call the predictor on them")
+        if self.frame == "aligned": return crops.align_celeba(image, face.landmarks)
+        x, y, w, h = face.box; side = max(w, h)/.45
+        return crops.crop_square(image, x + w/2 - side/2, y + h/2 - side/2, side, 250)
+
+    def __call__(self, image: Image.Image, face=None) -> np.ndarray:  # (H, W, 3), or (K, H, W, 3) when stacked
+        if not self.schemes: return np.asarray((image if face is None else self.framed(image, face)).resize(self.size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+        if self.frame == "aligned":
+            image = image if face is None else self.framed(image, face)
+            face = crops.Face(crops.template_box(image.size), None, "template")
+        cut = crops.attribute_crops(image, face or the_face(image), self.schemes, round(self.size[0]*240/224), self.border)
+        views = [middle(torch.from_numpy(np.array(cut[s])).movedim(-1, 0), self.size).movedim(0, -1).numpy() for s in self.schemes]
+        return np.stack(views) if self.stacked else views[0]
+
+def find_faces(image: Image.Image, name: str = "this photograph") -> crops.Faces:
+    "All faces of a photograph; raises `DataError` when there is none"
+    found = crops.detect_faces(image)
+    if not len(found): raise DataError(f"{name}: no face found; if there is one, cut it out and call the predictor on that")
+    return found
+
+def the_face(image):
+    "The largest face of a photograph"
+    found = find_faces(image); k = int(found.boxes[:, 2:].prod(1).argmax())
+    return crops.Face(found.boxes[k], found.landmarks[k], "detected")
+
+def look_of(r: Run) -> Look:
+    "How a finished run looks at a photograph"
+    c = r.config; size, options, crop = tuple(c["profile"]["size"]), c["options"], get_method(c["method"]).needs == "crop"
+    several = crop and "crops" in r.done
+    schemes = tuple(sorted({*r.done["crops"].values(), *(["a"] if len(r.done["crops"]) < len(c["attributes"]) else [])})) if several else (options.get("scheme", "a"),) if crop else ()
+    return Look(size, c["frame"], schemes, several, options.get("border", "replicate"))
+
+# %% ../nbs/33_runs.ipynb #2ec7418d
+def _open(source): return source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
+def _name(source, i): return Path(source).name if isinstance(source, (str, Path)) else f"picture {i}"
 
 class Predictor:
     "A trained model for people: pictures in, a table of probabilities out"
-    def __init__(self, logits, names: tuple, size: tuple): self.logits, self.names, self.size = logits, tuple(names), tuple(size)
+    def __init__(self, logits, names: tuple, size: tuple, look: Look | None = None):
+        self.logits, self.names, self.size = logits, tuple(names), tuple(size)
+        self.look = look or Look(self.size)
 
     @classmethod
     def load(cls,
@@ -297,26 +426,39 @@ class Predictor:
     ) -> "Predictor":
         "Load from a run folder or an ONNX file; raises `DataError` when it is neither"
         if Path(path).suffix == ".onnx": return cls._load_onnx(path)
-        c, model = Run(path).config, load_model(path)
-        return cls(lambda x: model(x).float(), c["attributes"], c["profile"]["size"])._with(model)
+        r, model = Run(path), load_model(path)
+        return cls(lambda x: model(x).float(), r.config["attributes"], r.config["profile"]["size"], look_of(r))._with(model)
 
     def _with(self, model): self.model = model; return self
 
     @torch.no_grad()
+    def _ask(self, views, bs):
+        out = []
+        for start in range(0, len(views), bs):
+            x = torch.from_numpy(np.stack(views[start:start + bs])).movedim(-1, -3)
+            out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
+        return torch.cat(out).numpy()
+
     def __call__(self,
         pictures,        # a path, an image, or a list of them
         bs: int = 64,    # pictures per batch
     ) -> pd.DataFrame:   # attribute x picture, probabilities
-        "Probabilities of every attribute for every picture"
+        "Probabilities of every attribute for every picture, which is taken as it is: framed as in training"
         many = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-        columns = [Path(p).name if isinstance(p, (str, Path)) else f"picture {i}" for i, p in enumerate(many)]
-        out = []
-        for start in range(0, len(many), bs):
-            x = torch.from_numpy(np.stack([_picture(p, self.size) for p in many[start:start + bs]])).permute(0, 3, 1, 2)
-            out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
-        return pd.DataFrame(torch.cat(out).numpy().T, index=pd.Index(self.names, name="attribute"), columns=columns)
+        parts = [self._ask([self.look(_open(p)) for p in many[i:i + bs]], bs) for i in range(0, len(many), bs)]
+        return pd.DataFrame(np.concatenate(parts).T, index=pd.Index(self.names, name="attribute"), columns=[_name(p, i) for i, p in enumerate(many)])
 
-# %% ../nbs/33_runs.ipynb #84cc5c47
+    def faces(self,
+        photo,           # a path or an image: any photograph
+        bs: int = 64,
+    ) -> pd.DataFrame:   # one row per face: its box in pixels of the photograph, the detector's score, then the attributes' probabilities
+        "Find the faces of a photograph, bring each to the frame the run was trained in, and ask; raises `DataError` when there is none"
+        image = _open(photo); found = find_faces(image, _name(photo, 0))
+        views = [self.look(image, crops.Face(b, l, "detected")) for b, l in zip(found.boxes, found.landmarks)]
+        where = pd.DataFrame(np.column_stack([found.boxes, found.scores]), columns=["x", "y", "width", "height", "score"])
+        return where.join(pd.DataFrame(self._ask(views, bs), columns=list(self.names))).rename_axis("face")
+
+# %% ../nbs/33_runs.ipynb #6738c1ab
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"
@@ -333,6 +475,7 @@ def show(self: Predictor, picture, most: int = 14):
 def to_onnx(self: Predictor, path: str | Path) -> Path:
     "Write the model, with its parser, as one ONNX file; needs the onnx extra"
     import onnx
+    if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
     x = torch.zeros(2, 3, *self.size)
     with atomic_write(path) as tmp:
         torch.onnx.export(self.model, (x,), tmp, input_names=["pictures"], output_names=["logits"], dynamo=True, external_data=False, verbose=False,

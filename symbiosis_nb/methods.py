@@ -8,7 +8,7 @@ __all__ = ['SIX', 'DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'VAR
            'inverse', 'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'Build',
            'Method', 'register', 'get_method']
 
-# %% ../nbs/30_methods.ipynb #2ca7b02b
+# %% ../nbs/30_methods.ipynb #eea82a39
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -27,7 +27,7 @@ from .models.specific import JointNet
 from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #0ae8b450
+# %% ../nbs/30_methods.ipynb #38e9340a
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -53,7 +53,7 @@ def hold_then_linear(pct: float, hold: float = .5) -> float:
     "The rate as it is, then linear to 0 (abstraction, 3)"
     return min(1., (1 - pct)/(1 - hold))
 
-# %% ../nbs/30_methods.ipynb #54c45e11
+# %% ../nbs/30_methods.ipynb #20701a49
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
@@ -67,7 +67,7 @@ class Recipe:
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
 
-# %% ../nbs/30_methods.ipynb #692dc767
+# %% ../nbs/30_methods.ipynb #dfdb6bbb
 @dataclass(frozen=True)
 class Generator:
     "The network that draws abstraction images, and its training; the defaults are pix2pixHD's (abstraction, 3)"
@@ -125,7 +125,7 @@ def make_profile(
     changed = {k: v for k, v in overrides.items() if k in recipe}
     return replace(profile, recipe=replace(profile.recipe or Recipe(), **changed)) if changed else profile
 
-# %% ../nbs/30_methods.ipynb #95dde975
+# %% ../nbs/30_methods.ipynb #b0d732dc
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -160,7 +160,7 @@ class Method:
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #a92abb9f
+# %% ../nbs/30_methods.ipynb #a2900b18
 VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 SA_RECIPE = Recipe(lr=1e-2, epochs=10, bs=16, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 
@@ -182,14 +182,14 @@ def get_method(name: str) -> Method:
     if found is None: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 
-# %% ../nbs/30_methods.ipynb #ce6329c9
+# %% ../nbs/30_methods.ipynb #7266c8c0
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
 
-# The paper averages over all H x W places, so that region vectors are small, and prints no schedule. Multiplied by the number of regions and with an even start of the localisation branch,
-# SSP begins as average pooling. Chosen on the validation split of the real sample, where the literal start stays far behind in six epochs.
-SSP_START = dict(scale="regions", even_start=True)
+# The paper's figure averages region vectors over all H x W places, which leaves them small; it prints no schedule. The authors' later code divides by each mask's sum. Of four readings (area,
+# area times the number of regions, mask sum, each with an even start of the localisation branch, and the literal start) the validation split of the real sample chose this one.
+SSP_START = dict(norm="mask", even_start=True)
 
 def _sa_shape(trunk):
     "Inception's taps and grid are the paper's; other trunks join their last two maps on the last one's grid, with dilations that fit it"
@@ -201,7 +201,7 @@ register(
     _symbiosis("naive", "Naive", "Naive Approach", lambda b: NaiveNet(b.trunk(3 + b.n_regions), b.n), needs="masks"),
     _symbiosis("bbox", "BBox", "BBox", lambda b: BBoxNet(b.trunk(), b.n, **b.options), needs="boxes", options=SSP_START),
     _symbiosis("ssp", "SSP", "SSP", lambda b: SSPNet(b.trunk(), b.n, **b.options), needs="masks", options=SSP_START,
-               note="region vectors times the number of regions, even start: with the literal start (options=dict(scale=1., even_start=False)) a short schedule does not move the small vectors"),
+               note="region vectors divided by the mask's sum, as the authors' later code does; options=dict(norm='area', even_start=False) is the figure's literal reading"),
     _symbiosis("ssg", "SSG", "SSG", lambda b: SSGNet(b.trunk(), b.n, b.n_regions, **b.options), needs="masks"),
     _symbiosis("ssp_ssg", "SSP + SSG", "SSP + SSG", None, tables=("1", "2", "5"), parts=("ssp", "ssg")),
     _symbiosis("inception", "Inception-V3 baseline", "Inception-V3: baseline", lambda b: AvgPool(b.trunk(), b.n), tables=("1", "3", "4", "5", "6"),
@@ -210,7 +210,7 @@ register(
                needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )
 
-# %% ../nbs/30_methods.ipynb #b8062744
+# %% ../nbs/30_methods.ipynb #c81e1263
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, schedule=steps, wd=0.)
 PSE_RECIPE = Recipe(lr=5e-3, epochs=31, bs=256, optimizer="sgd", schedule=poly, wd=5e-4)
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
@@ -231,7 +231,7 @@ register(
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
 )
 
-# %% ../nbs/30_methods.ipynb #7cdccd94
+# %% ../nbs/30_methods.ipynb #58a72ca1
 ABSTRACTION_RECIPE = Recipe(lr=1e-3, epochs=6, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4)
 ABSTRACTION_LFWA = dict(backbone="resnet18", size=(224, 224), weights="imagenet", recipe=replace(ABSTRACTION_RECIPE, epochs=8, schedule=partial(steps, at=(.4, .8))))
 
@@ -251,7 +251,7 @@ register(
     _abstraction("dual_path", "Dual path", "Ours", lambda b: _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.options)), needs="abstraction"),
 )
 
-# %% ../nbs/30_methods.ipynb #e0bd9623
+# %% ../nbs/30_methods.ipynb #d16960f5
 def _g2s_recipe(epochs, iterations):
     return Recipe(lr=1e-4, epochs=epochs, bs=128, optimizer="sgd", schedule=partial(inverse, iterations=iterations), wd=5e-4, group_lrs=(1, 3, 5, 8))
 

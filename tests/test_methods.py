@@ -1,15 +1,13 @@
 "One contract for every registered method: shapes, gradients to every parameter, `where` in range, save and load, a smoke run."
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from symbiosis_nb.core import seed_everything
-from symbiosis_nb.data.loaders import Field
+from symbiosis_nb.data.loaders import attribute_loader
 from symbiosis_nb.data.sources import open_faces, open_parsing
-from symbiosis_nb.inputs import Job, prepare, resolve
+from symbiosis_nb.inputs import Job, limit_table, prepare, resolve
 from symbiosis_nb.learner import attribute_logits, attribute_learner, predict
 from symbiosis_nb.methods import METHODS, get_method, make_profile
 from symbiosis_nb.published import PAPERS, golden
@@ -29,12 +27,13 @@ def data(tmp_path_factory):
 def job_for(name, data):
     table, parsing, out = data
     m = get_method(name)
-    return Job(m, table, resolve(make_profile("smoke"), m), 0, parsing, out=out)
+    profile = resolve(make_profile("smoke"), m)
+    return Job(m, limit_table(table, profile.limit), profile, 0, parsing, options=m.options, out=out)
 
 
 @pytest.mark.parametrize("m", METHODS.values(), ids=lambda m: m.name)
 def test_is_described(m):
-    assert m.paper in PAPERS and m.title and (m.build or m.parts)
+    assert m.paper in PAPERS and m.title and (m.build or m.parts or m.chain)
     assert len(golden(m.rows)) or not m.rows
 
 
@@ -70,10 +69,8 @@ def test_smoke_run_and_weights(m, data):
     assert list(r.scores.index) == list(table.names)
     if not m.build: return
     job = job_for(m.name, data)
-    job = Job(m, __import__("symbiosis_nb.inputs", fromlist=["limit_table"]).limit_table(table, job.profile.limit), job.profile, 0, parsing, out=out)
     ready = prepare(job)
     model = build_model(job, ready.n_regions)
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
-    from symbiosis_nb.data.loaders import attribute_loader
     again, _ = predict(model, attribute_loader(job.table, ready.fields, "test", 2*job.profile.recipe.bs, ok=ready.ok), job.profile.precision)
     assert np.array_equal(again, logits)

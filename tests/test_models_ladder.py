@@ -316,3 +316,17 @@ def test_under_autocast():
     with torch.autocast("cpu", torch.bfloat16): out = net(x)
     net.loss(tuple(o.float() for o in out), y).backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["blan", "pse_a", "pse_b", "pse_b on SE"])
+def test_paper_size_trains_a_step(name):
+    from symbiosis_nb.methods import METHODS, PSE_SE, Build
+    from symbiosis_nb.vocab import CELEBA
+    torch.set_default_dtype(torch.float32)
+    m = METHODS[name.split()[0]]
+    trunk, size = (PSE_SE["backbone"], PSE_SE["size"]) if "SE" in name else (m.trunk, m.size)
+    net = m.build(Build(CELEBA, size, trunk)); net.joint = True
+    x, y, opt = torch.rand(4, 3, *size), (torch.rand(4, 40) < .3).float(), torch.optim.SGD(net.parameters(), 1e-4)
+    first = net.loss(net(x), y); first.backward(); opt.step()
+    assert torch.isfinite(first) and torch.isfinite(net.loss(net(x), y)) and all(p.grad is not None for p in net.parameters())

@@ -61,7 +61,7 @@ def test_cues_are_where_the_clothes_are(people):
     masks = P.people_cues(f, list(BANDS))
     for j, (name, (top, low)) in enumerate(BANDS.items()):
         alone = (P.change(f, name).labels != f.labels).sum(1) == 1  # nothing else had to be taken off
-        assert alone.sum() > 8 and masks[alone, j, top:low].sum() >= .99*masks[alone, j].sum(), name
+        assert alone.sum() > 3 and masks[alone, j, top:low].sum() >= .99*masks[alone, j].sum(), name
         assert masks[:, j].any((1, 2)).mean() > .7, name
 
 

@@ -12,7 +12,7 @@ __all__ = ['VERSION', 'TRAITS', 'GIVEN', 'AS_WIDER', 'EXCLUDES', 'FRAME', 'PART'
            'box_cues', 'write_scenes', 'write_cue_file', 'parts_of', 'make_wider', 'read_wider', 'berkeley_text',
            'make_berkeley', 'read_berkeley', 'write_lip', 'make_lip', 'read_lip', 'people_cue_masks']
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #9ad64c4e
+# %% ../../nbs/08_data.synthetic_people.ipynb #d2f9293b
 import io, json
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,11 +26,11 @@ from scipy.special import ndtri
 
 from ..core import DataError, write_json
 from .official import berkeley_attributes, lip, wider_attribute
-from .synthetic import (CENTRE, HAT, SIDE, SKIN, TIE, WALL, Canvas, CueMasks, Patch, bell, bow, box, choose, drawn, ellipse, fresh,
-    in_parallel, lens, line, mix, normal, ramp, rgb, smooth, to_image, uniform, write_bytes)
+from .synthetic import (CENTRE, HAT, SIDE, SKIN, TIE, WALL, Canvas, CueMasks, Patch, bow, box, choose, drawn, ellipse,
+    fresh, in_parallel, lens, line, mix, normal, ramp, rgb, smooth, to_image, uniform, write_bytes)
 from ..vocab import BERKELEY, LIP, WIDER
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #633ef781
+# %% ../../nbs/08_data.synthetic_people.ipynb #70b497fe
 VERSION = 1
 TRAITS = """
 Male       .58
@@ -48,7 +48,7 @@ faceMask   .04 heat -.1
 logo       .20 sport .4 young .3
 stripe     .13 young .1
 """  # attribute, rate, causes with their weights
-GIVEN = dict(zip(BERKELEY, (.72, .61, .67, .83, .53, .76, .31, .31, .35)))  # share of Berkeley's labels that are specified (its training part)
+GIVEN = dict(zip(BERKELEY, (.72, .61, .67, .83, .53, .76, .31, .31, .35)))  # share of labels that Berkeley's training part specifies
 AS_WIDER = dict(zip(BERKELEY, "Male longHair sunglass Hat T-shirt longSleeve shorts jeans longPants".split()))
 
 @lru_cache
@@ -92,9 +92,9 @@ def decide_people(
 @lru_cache
 def _cuts(): return decide_people("nobody", np.arange(20_000))[1]
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #1f679709
-EXCLUDES = (("T-shirt", "longSleeve"), ("T-shirt", "formal"), ("longPants", "skirt"), ("longPants", "shorts"), ("shorts", "skirt"), ("shorts", "formal"),
-            ("jeans", "formal"), ("jeans", "skirt"), ("jeans", "shorts"), ("logo", "formal"), ("stripe", "formal"), ("logo", "stripe"))
+# %% ../../nbs/08_data.synthetic_people.ipynb #79414869
+EXCLUDES = (("T-shirt", "longSleeve"), ("T-shirt", "formal"), ("longPants", "skirt"), ("longPants", "shorts"), ("shorts", "skirt"),
+            ("jeans", "skirt"), ("jeans", "shorts"), ("logo", "formal"), ("stripe", "formal"), ("logo", "stripe"))
 
 @dataclass
 class People:
@@ -142,18 +142,18 @@ def change(
     if name == "longPants": labels[~put_on, jeans] = False
     return replace(people, labels=labels)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #ec096bfd
+# %% ../../nbs/08_data.synthetic_people.ipynb #e8c2e629
 FRAME = (CENTRE[0] - 50, CENTRE[1] - 104, CENTRE[0] + 50, CENTRE[1] + 104)
 PART = {name: k for k, name in enumerate(LIP)}
 SIDES = ((-1, "Right"), (1, "Left"))  # -1: left in the picture
-CLOTHES = ((40, 46, 60), (70, 74, 84), (24, 66, 120), (140, 34, 44), (214, 208, 198), (60, 110, 76), (160, 126, 92), (96, 66, 124), (236, 232, 226),
-           (196, 80, 60), (230, 180, 60), (90, 150, 180))
+CLOTHES = ((40, 46, 60), (70, 74, 84), (24, 66, 120), (140, 34, 44), (214, 208, 198), (60, 110, 76), (160, 126, 92), (96, 66, 124),
+           (236, 232, 226), (196, 80, 60), (230, 180, 60), (90, 150, 180))
 HAIR = ((24, 20, 24), (70, 44, 28), (120, 78, 46), (214, 172, 104), (150, 66, 36), (170, 170, 172))
 
 def stance(f: People):
     "How each person stands in the frame: shift, lean, size"
     near = lambda name, s: torch.from_numpy((s*normal(f.seed, name, f.index).clip(-2, 2)).astype(np.float32))[:, None, None]
-    return SimpleNamespace(dx=near("dx", 2.), dy=near("dy", 1.5), roll=near("lean", .035), scale=1 + near("scale", .02), yaw=0*near("dx", 1.))
+    return SimpleNamespace(dx=near("dx", 2.), dy=near("dy", 1.5), roll=near("lean", .035), scale=1 + near("scale", .02), yaw=near("yaw", 0.))
 
 def joints(f: People, g):
     "Arms and legs (N, 2, 3, 2): side (left in the picture first), joint from the trunk outwards, x and y"
@@ -165,12 +165,13 @@ def joints(f: People, g):
         arms.append([ax, ay, ex, ey, ex - side*22*torch.sin(bend - swing), ey + 22*torch.cos(bend - swing)])
         hx, fx, fy = side*g.hip*.5, side*(7 + f.u(f"step {name}", -2, 9)), 90 - f.u(f"lift {name}", 0, 6)
         legs.append([hx, 0*hx - 2, .5*(hx + fx) + side*1.5, .5*fy, fx, fy])
-    return [torch.stack([torch.cat([v.view(-1, 1) for v in limb], 1) for limb in limbs], 1).view(len(f), 2, 3, 2) for limbs in (arms, legs)]
+    pack = lambda limbs: torch.stack([torch.cat([v.view(-1, 1) for v in one], 1) for one in limbs], 1).view(len(f), 2, 3, 2)
+    return pack(arms), pack(legs)
 
 def measures(f: People):
     "Joints and widths in units, and colours, (N, 3, 1, 1)"
     male, g = f.on("Male"), SimpleNamespace(skin=ramp(f.u("skin").pow(1.3), SKIN), hair=choose(f.u("hair colour"), HAIR))
-    g.shoulder, g.waist, g.hip = 15.5 + 4*male + f.u("broad", -1, 1), 11.5 + 2.5*male + f.u("belly", -1, 4), 13.5 - .5*male
+    g.shoulder, g.waist, g.hip = 15 + 5.5*male + f.u("broad", -1, 1), 10.5 + 4*male + f.u("belly", -1, 3), 14 - .8*male
     g.head_y, g.head_r = -80 + f.u("neck", -1, 1), 9.8 + f.u("head", -.6, .6)
     g.arms, g.legs = joints(f, g)
     g.upper, g.lower, g.shirt = (choose(f.u(f"{k} colour"), CLOTHES) for k in ("upper", "lower", "shirt"))
@@ -194,10 +195,12 @@ class Figure(Canvas):
         self.rgb, self.regions = torch.zeros(len(people), 3, *size), torch.zeros(len(people), len(LIP), *size)
         self.regions[:, 0] = 1
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #e935c0a4
+# %% ../../nbs/08_data.synthetic_people.ipynb #39a330df
 def limb(x, y, joint, r, start=0., to=1.):
     "Distance to an arm or leg of radius `r`, or to the part of it between the shares `start` and `to` of its length"
-    at = lambda t: [torch.lerp(joint[:, int(t >= .5), k], joint[:, int(t >= .5) + 1, k], (2*t) % 1 if t < 1 else 1.)[:, None, None] for k in (0, 1)]
+    def at(t):
+        k = int(t >= .5)
+        return [torch.lerp(joint[:, k, i], joint[:, k + 1, i], 2*t - k)[:, None, None] for i in (0, 1)]
     knots = [start, *([.5] if start < .5 < to else []), to]
     parts = [line(x, y, *at(a), *at(b - 1e-6), r) for a, b in zip(knots, knots[1:])]
     return parts[0] if len(parts) == 1 else torch.minimum(*parts)
@@ -255,13 +258,14 @@ def lower_wear(c):
     for s in c.only(c.f.on("jeans") > 0): seams(s)
     for s in c.only(skirt):
         p, end = Patch(s, (-40, -16, 40, 64)), s.f.u("hem", 24, 52)
-        d = torch.maximum((p.x.abs() - s.g.hip - s.f.u("flare", .12, .45)*(p.y + 6).clamp(min=0))*.93, torch.maximum(p.y - end, -12 - p.y))
+        side = p.x.abs() - s.g.hip - s.f.u("flare", .12, .45)*(p.y + 6).clamp(min=0)
+        d = torch.maximum(.93*side, torch.maximum(p.y - end, -12 - p.y))
         pleats = (1 + .10*torch.sin(p.x*.9))[:, None]
         for dress in (True, False):
             rows = ((s.g.dress > 0) == dress).float()
             p.lay(d, cloth(p, s.g.lower)*pleats, PART["Dress" if dress else "Skirt"], opacity=rows)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #c47b6054
+# %% ../../nbs/08_data.synthetic_people.ipynb #3a2761e7
 def trunk(g, x, y):
     "Distance to the trunk from shoulders to hips"
     t = ((y + 62)/56).clamp(0, 1)
@@ -276,8 +280,8 @@ def upper_colour(p):
     bands = (torch.sin(p.y*f.u("stripe width", .75, 1.1)) > 0).float()*f.on("stripe")
     colour = mix(cloth(p, c.g.upper), second, bands)
     x, y, kind = p.x, p.y + 42, f.u("logo kind")
-    disc, card, bar = ellipse(x, y, 6.2, 6.2), box(x, y, 7.5, 5., 1.), torch.minimum(box(x, y - 3, 6.5, 1.6, .5), box(x, y + 2, 4.5, 1.6, .5))
-    d = torch.where(kind < .35, disc, torch.where(kind < .7, card, bar))
+    bars = torch.minimum(box(x, y - 3, 6.5, 1.6, .5), box(x, y + 2, 4.5, 1.6, .5))
+    d = torch.where(kind < .35, ellipse(x, y, 6.2, 6.2), torch.where(kind < .7, box(x, y, 7.5, 5., 1.), bars))
     inner = torch.where(kind < .7, ellipse(x, y, 2.6, 2.6), torch.full_like(x, 9.))
     ink = mix(second, rgb(245, 240, 90), (f.u("logo ink") < .4).float())
     colour = mix(colour, ink, (.5 - d).clamp(0, 1)*f.on("logo"))
@@ -295,9 +299,9 @@ def arms(c):
     for p, joint, name in both(c, "arms"):
         p.shade(limb(p.x, p.y, joint, 4.), 3., .3)
         p.lay(limb(p.x, p.y, joint, 3.7), c.g.skin, PART[f"{name}-arm"])
-        hx, hy = joint[:, 2, 0, None, None], joint[:, 2, 1, None, None]
-        p.lay(ellipse(p.x - hx, p.y - hy - 1, 4.2, 5.), c.g.skin*.97, PART[f"{name}-arm"])
-        p.lay(ellipse(p.x - hx, p.y - hy - 1, 4.8, 5.6), choose(c.f.u("glove colour"), CLOTHES), PART["Glove"], opacity=(c.f.u("gloves") < .05).float())
+        x, y = p.x - joint[:, 2, 0, None, None], p.y - joint[:, 2, 1, None, None] - 1
+        p.lay(ellipse(x, y, 4.2, 5.), c.g.skin*.97, PART[f"{name}-arm"])
+        p.lay(ellipse(x, y, 4.8, 5.6), choose(c.f.u("glove colour"), CLOTHES), PART["Glove"], opacity=(c.f.u("gloves") < .05).float())
     for rows, part in upper_part(c):
         for to in (.94, .36):
             for s in c.only(rows & (sleeve == to)):
@@ -331,14 +335,14 @@ def suit(c):
     p.lay(torch.maximum((y + 60).abs() - .5 - .6*x, x - 4.5), choose(f.u("tie"), TIE), opacity=bow_tie)
     for k in (0, 1): p.lay(ellipse(p.x, y + 24 - 9*k, 1.1, 1.1), rgb(220, 220, 214))
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #2022be28
+# %% ../../nbs/08_data.synthetic_people.ipynb #fd3fc59e
 def back_hair(c):
     "Long hair behind the shoulders"
     for s in c.only(c.f.on("longHair") > 0):
         p, g = Patch(s, (-24, -96, 24, -24)), s.g
         y, end = p.y - g.head_y, s.f.u("hair end", 26, 44)
-        d = torch.maximum(p.x.abs() - g.head_r - 2.5 - .06*y.clamp(min=0), torch.maximum(y - end, ellipse(p.x, y.clamp(max=0), g.head_r + 2.5, 14.)))
-        p.lay(d, s.g.hair*(.85 + .1*torch.sin(p.x*1.6))[:, None], PART["Hair"])
+        d = torch.maximum(p.x.abs() - g.head_r - 2.5 - .06*y.clamp(min=0), y - end)
+        p.lay(torch.maximum(d, ellipse(p.x, y.clamp(max=0), g.head_r + 2.5, 14.)), s.g.hair*(.85 + .1*torch.sin(p.x*1.6))[:, None], PART["Hair"])
 
 def face(c):
     "Ears, face, eyes, brows, nose, mouth; beards on some men"
@@ -347,27 +351,32 @@ def face(c):
     p.lay(ellipse(x.abs() - g.head_r - .3, y - 1, 2., 3.2), g.skin*.85, PART["Face"])
     d = ellipse(x, y, g.head_r*(1 - .010*y.clamp(min=0)), 12.8)
     p.lay(d, g.skin*(1 - .12*(x/11)**2)[:, None], PART["Face"])
-    p.lay(torch.maximum(d, torch.maximum(4.5 - y, 3.2 - ellipse(x, y - 7, 0.8, .5))), g.hair*.8, opacity=.85*c.f.on("Male")*(c.f.u("beard") < .25))
-    p.lay(ellipse(x.abs() - 3.8, y + .5, 1.7, 1.1), rgb(250, 250, 250)); p.lay(ellipse(x.abs() - 3.8, y + .5, .9, 1.), rgb(30, 24, 24))
+    bearded = c.f.on("Male")*(c.f.u("beard") < .35)
+    p.lay(torch.maximum(d, torch.maximum(4.5 - y, 3.2 - ellipse(x, y - 7, .8, .5))), g.hair*.8, opacity=.85*bearded)
+    p.lay(ellipse(x.abs() - 3.8, y + .5, 1.7, 1.1), rgb(250, 250, 250))
+    p.lay(ellipse(x.abs() - 3.8, y + .5, .9, 1.), rgb(30, 24, 24))
     p.lay(line(x.abs(), y, 2.2, -2.9, 5.4, -3.1, .35), g.hair*.6)
     p.lay(line(x, y, 0., .5, .8, 3.4, .3), g.skin*.7)
-    p.lay(bow(x, y - 6.8, 3.2, -c.f.u("smile", -.3, 1.2), 1.1), rgb(160, 70, 70))
+    p.lay(bow(x, y - 6.8, 3.2, -c.f.u("smile", -.3, 1.2), 1.1), mix(rgb(190, 40, 60), rgb(150, 84, 76), c.f.on("Male")))
 
 def crown(c):
     "Hair on the head, with strands beside the face where it is long"
     p, g, long = Patch(c, (-20, -102, 20, -50)), c.g, c.f.on("longHair")
     x, y = p.x - c.f.u("parting", -2, 2), p.y - g.head_y
     cap = torch.maximum(ellipse(p.x, y + 1.5, g.head_r + 1.6, 13.8), -ellipse(x, y - 5.5, g.head_r - 1.4, 13.))
-    side = torch.maximum((p.x.abs() - g.head_r - .6).abs() - 2.2, torch.maximum(-y - 4, y - c.f.u("strand", 10, 18))) + 99*(1 - long)
+    side = torch.maximum((p.x.abs() - g.head_r - .6).abs() - 2.2, torch.maximum(-y - 4, y - c.f.u("strand", 10, 18)))
+    side = side + 99*(1 - long)
     colour = g.hair*(1 + .12*torch.sin(p.x*1.7 + .2*p.y))[:, None]
-    p.lay(torch.minimum(torch.maximum(cap, y - 1 - 30*long), side), colour, PART["Hair"], opacity=torch.maximum(long, (c.f.u("bald") > .06).float()))
+    there = torch.maximum(long, (c.f.u("bald") > .06).float())
+    p.lay(torch.minimum(torch.maximum(cap, y - 1 - 30*long), side), colour, PART["Hair"], opacity=there)
 
 def eyewear(c):
     "Dark glasses; some are clear where the data set counts those too"
     for s in c.only(c.f.on("sunglass") > 0):
         p, dark = Patch(s, (-18, -90, 18, -72)), 1 - float(s.f.clear)*(s.f.u("clear") < .6).float()
         x, y = p.x.abs() - 4.6, p.y - s.g.head_y + .5
-        d, frame = box(x, y, 4.2, 2.8 + .4*s.f.u("lens"), 1.4), choose(s.f.u("frame"), ((20, 20, 24), (60, 36, 24), (130, 30, 34)))
+        d = box(x, y, 4.2, 2.8 + .4*s.f.u("lens"), 1.4)
+        frame = choose(s.f.u("frame"), ((20, 20, 24), (60, 36, 24), (130, 30, 34)))
         p.lay(torch.maximum((y + 1).abs() - .7, p.x.abs() - s.g.head_r), frame, PART["Sunglasses"])
         p.lay(d, rgb(24, 24, 30), PART["Sunglasses"], opacity=.25 + .7*dark)
         p.lay(d.abs() - .6, frame, PART["Sunglasses"])
@@ -385,10 +394,12 @@ def mask(c):
 def hat(c):
     "A cap, a knitted hat or one with a brim"
     for s in c.only(c.f.on("Hat") > 0):
-        p, g, kind, one, two = Patch(s, (-26, -108, 26, -74)), s.g, s.f.u("hat"), *(choose(s.f.u(k), HAT) for k in ("hat colour", "band"))
+        p, g, kind = Patch(s, (-26, -108, 26, -74)), s.g, s.f.u("hat")
+        one, two = (choose(s.f.u(k), HAT) for k in ("hat colour", "band"))
         x, y, side = p.x, p.y - g.head_y, torch.where(s.f.u("visor") < .5, -1., 1.)
         dome = torch.maximum(ellipse(x, y + 3, g.head_r + 2.2, 14.), y + 4.5)
-        brim = torch.where(kind < .4, lens(x - 6*side, y + 5., 14., 2., 3.), torch.where(kind < .7, box(x, y + 5.5, g.head_r + 2.6, 2.4, 1.), lens(x, y + 5., 21., 2., 2.6)))
+        visor, edge, wide = lens(x - 6*side, y + 5., 14., 2., 3.), box(x, y + 5.5, g.head_r + 2.6, 2.4, 1.), lens(x, y + 5., 21., 2., 2.6)
+        brim = torch.where(kind < .4, visor, torch.where(kind < .7, edge, wide))
         p.lay(dome, one*(1.04 - .2*(x/14)**2)[:, None], PART["Hat"])
         p.shade(brim, 2., .3).lay(brim, .5*one + .5*two, PART["Hat"])
 
@@ -396,7 +407,8 @@ def scarf(c):
     "A scarf, now and then"
     p = Patch(c, (-18, -74, 18, -34))
     d = torch.minimum(ellipse(p.x, p.y + 64, 9.5, 4.6), torch.maximum((p.x - 4).abs() - 3., torch.maximum(-64 - p.y, p.y + 42)))
-    p.lay(d, choose(c.f.u("scarf colour"), CLOTHES)*(1 + .1*torch.sin(p.y*1.2))[:, None], PART["Scarf"], opacity=(c.f.u("scarf") < .05).float())
+    colour = choose(c.f.u("scarf colour"), CLOTHES)*(1 + .1*torch.sin(p.y*1.2))[:, None]
+    p.lay(d, colour, PART["Scarf"], opacity=(c.f.u("scarf") < .05).float())
 
 LAYERS = (back_hair, legs, lower_wear, upper_wear, arms, scarf, face, crown, eyewear, mask, hat)
 
@@ -414,7 +426,7 @@ def draw_people(
         pictures.append((c.rgb*light[:, None]).clamp_(0, 1)); parts.append(c.regions)
     return torch.cat(pictures), torch.cat(parts)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #f2cbc870
+# %% ../../nbs/08_data.synthetic_people.ipynb #e7ccf99e
 def people_cues(
     people: People,
     names=None,       # attributes of WIDER; default all
@@ -422,11 +434,11 @@ def people_cues(
     threshold=.03,    # a pixel counts when red, green or blue changes by more, of 1
 ) -> np.ndarray:      # (N, len(names), H, W) bool
     "Which pixels of each figure change when only this attribute is turned over"
-    whole = lambda f: (lambda picture, parts: picture*(1 - parts[:, :1]) + .5*parts[:, :1])(*draw_people(f, size))
+    whole = lambda f: (lambda picture, parts: picture + .5*parts[:, :1])(*draw_people(f, size))
     base = whole(people)
     return torch.stack([(whole(change(people, n)) - base).abs().amax(1) > threshold for n in names or WIDER], 1).numpy()
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #c55ffe67
+# %% ../../nbs/08_data.synthetic_people.ipynb #dad09b20
 SCENE = (270, 360)  # (H, W)
 LOWER = ("shorts", "jeans", "longPants", "skirt")
 DECOYS = dict(
@@ -436,7 +448,8 @@ DECOYS = dict(
     hat=lambda f, k, x, y: (torch.minimum(torch.maximum(ellipse(x, y, 11., 12.), y), lens(x, y - 1, 17., 2., 3.)), choose(f.u(k), HAT)),
     lenses=lambda f, k, x, y: (torch.minimum(box(x.abs() - 5, y, 4.4, 3., 1.4), (y + 1).abs().maximum(x.abs() - 9) - .5), rgb(24, 24, 30)),
     mask=lambda f, k, x, y: (torch.maximum(ellipse(x, y, 10., 10.), -1 - y), rgb(225, 234, 240)*(1 - .1*(torch.sin(y*1.6) > .4))[:, None]),
-    skirt=lambda f, k, x, y: (torch.maximum(x.abs() - 10 - .3*(y + 15), y.abs() - 16), choose(f.u(k), CLOTHES)*(1 + .1*torch.sin(x*.9))[:, None]),
+    skirt=lambda f, k, x, y: (torch.maximum(x.abs() - 10 - .3*(y + 15), y.abs() - 16),
+                              choose(f.u(k), CLOTHES)*(1 + .1*torch.sin(x*.9))[:, None]),
     tie=lambda f, k, x, y: (torch.maximum(x.abs() - 2 - .12*(y + 14).clamp(min=0), y.abs() - 14), choose(f.u(k), TIE)),
     hair=lambda f, k, x, y: (ellipse(x, y, 9., 20.), choose(f.u(k), HAIR)*(1 + .12*torch.sin(x*1.7))[:, None]),
     skin=lambda f, k, x, y: (box(x, y, 6., 24., 5.), ramp(f.u(k), SKIN)))
@@ -474,7 +487,7 @@ def scenery(numbers, seed) -> torch.Tensor:  # (N, 3, H, W)
                 q.lay(*decoy(s.f, f"colour {i}", (q.x - x)/size, (q.y - y)/size), soft=1.)
     return c.rgb.clamp_(0, 1)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #94f2b8a2
+# %% ../../nbs/08_data.synthetic_people.ipynb #97b142c0
 @dataclass
 class Scenes:
     "Which people stand where"
@@ -508,10 +521,10 @@ def sample_scenes(
     return Scenes(people, scene, np.stack([centre - height*100/208/2, np.maximum(top, -4), height], 1), visible)
 
 def stand(picture, owner, number, figure, alpha, place):
-    "Put one figure into a picture (3, H, W); returns its box (x, y, w, h), which may reach past the edge, and where it is in its frame"
+    "Put one figure into a picture (3, H, W); its box (x, y, w, h), which may reach past the edge, in the picture and in its frame"
     (H, W), (left, top, height) = SCENE, place
     size = (round(float(height)), round(float(height)*100/208))
-    layer = torch.nn.functional.interpolate(torch.cat([figure*alpha, alpha])[None], size=size, mode="bilinear", antialias=True)[0]
+    layer = torch.nn.functional.interpolate(torch.cat([figure, alpha])[None], size=size, mode="bilinear", antialias=True)[0]
     x0, y0 = round(float(left)), round(float(top))
     rows, cols = (layer[3] > .5).any(1).nonzero().flatten(), (layer[3] > .5).any(0).nonzero().flatten()
     inner = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
@@ -524,7 +537,7 @@ def stand(picture, owner, number, figure, alpha, place):
 def draw_scenes(
     scenes: Scenes,
 ):
-    "`(pictures (M, 3, H, W), boxes (N, 4), owners (M, H, W), frames (N, 4))`; owner: which person a pixel shows, -1 none; the nearer stands in front"
+    "`(pictures (M, 3, H, W), boxes (N, 4), owners (M, H, W), frames (N, 4))`; owner: whom a pixel shows, -1 nobody; the nearer in front"
     numbers = np.unique(scenes.scene)
     pictures, owners = scenery(numbers, scenes.people.seed), torch.full((len(numbers), *SCENE), -1)
     figures, parts = draw_people(scenes.people)
@@ -539,7 +552,7 @@ def draw_scenes(
     if soft.any(): pictures[soft] = smooth(pictures[soft], light.u("focus", -2., 1.)[soft])
     return pictures.clamp(0, 1), boxes, owners, frames
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #bf4c8e1a
+# %% ../../nbs/08_data.synthetic_people.ipynb #8e582276
 def specified(
     scenes: Scenes,
     given: dict,      # attribute of WIDER -> share of labels that are specified
@@ -583,7 +596,7 @@ def box_cues(
         out[i] &= inside & (owner[np.ix_(ys.clip(0, SCENE[0] - 1), xs.clip(0, SCENE[1] - 1))] == i)
     return out
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #e07565dc
+# %% ../../nbs/08_data.synthetic_people.ipynb #ccd6a9fb
 def write_scenes(
     scenes: Scenes,
     paths: list,        # file of every picture, in ascending order of its number
@@ -601,21 +614,23 @@ def write_scenes(
             image = to_image(picture)
             image.resize([round(v*z) for v in image.size], Image.BICUBIC).save(path, "JPEG", quality=int(q))
         asked = np.isin(some.scene, list(with_cues))
-        return boxes*zoom[np.searchsorted(numbers, some.scene)][:, None], box_cues(some, owners, frames)[asked] if asked.any() else np.zeros((0, 14, 64, 32), bool)
+        masks = box_cues(some, owners, frames)[asked] if asked.any() else np.zeros((0, len(WIDER), 64, 32), bool)
+        return boxes*zoom[np.searchsorted(numbers, some.scene)][:, None], masks
     parts = in_parallel(job, len(numbers), "drawing people", 12)
     return tuple(np.concatenate(v) for v in zip(*parts))
 
 def write_cue_file(out, names, masks):
     "Cue masks as bits; `data.synthetic.CueMasks` reads them"
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, names=np.array(names), bits=np.packbits(masks.reshape(*masks.shape[:2], -1), -1), size=np.array(masks.shape[2:]))
+    bits = np.packbits(masks.reshape(*masks.shape[:2], -1), -1)
+    np.savez_compressed(buffer, names=np.array(names), bits=bits, size=np.array(masks.shape[2:]))
     write_bytes(Path(out)/SIDE/"cue_masks.npz", buffer.getvalue())
 
-def parts_of(numbers, shares, seed):
-    "Which part each picture belongs to: `[(last number, …)]` as an array of positions"
+def parts_of(numbers, shares):
+    "Which part each picture belongs to, in order, as positions in `shares`"
     return np.searchsorted(np.round(np.cumsum(shares)[:-1]*len(numbers)), np.arange(len(numbers)), side="right")
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #04d79124
+# %% ../../nbs/08_data.synthetic_people.ipynb #1fdd6647
 def make_wider(
     out,                  # folder to write to
     n: int = 2000,        # people
@@ -623,22 +638,25 @@ def make_wider(
     label_noise=.02,      # share of specified labels that are wrong
     cue_masks=True,       # also the cue masks of the test part, in boxes
 ):                        # -> AttributeTable
-    "Draw people and write them in the WIDER Attribute layout. A set that is there already is read; raises `DataError` for another"
+    "Draw people and write them in the WIDER Attribute layout; reads a set that is there, raises `DataError` for another one"
     out, settings = Path(out), dict(kind="wider", n=n, seed=seed, label_noise=label_noise, cue_masks=cue_masks, version=VERSION)
     if not fresh(out, settings): return read_wider(out)
     scenes = sample_scenes(n, f"wider {seed}")
     numbers = np.unique(scenes.scene)
-    part = parts_of(numbers, (.5, .1, .4), seed)
+    part = parts_of(numbers, (.5, .1, .4))
     names = [f"{('train', 'val', 'test')[p]}/0--Parade/0_Parade_{k + 1:06d}.jpg" for k, p in zip(numbers, part)]
     test = numbers[part == 2]
     boxes, masks = write_scenes(scenes, [out/"Image"/name for name in names], test if cue_masks else ())
     values = written(scenes, specified(scenes, {}), label_noise)
     for file, wanted in (("trainval", part < 2), ("test", part == 2)):
-        images = [dict(file_name=names[k], scene_id=0, targets=[dict(attribute=values[i].tolist(), bbox=boxes[i].round(2).tolist())
-                  for i in np.flatnonzero(scenes.scene == numbers[k])]) for k in np.flatnonzero(wanted)]
-        document = dict(images=images, attribute_id_map={str(j): name for j, name in enumerate(WIDER)}, scene_id_map={"0": "Parade"})
+        target = lambda i: dict(attribute=values[i].tolist(), bbox=boxes[i].round(2).tolist())
+        images = [dict(file_name=names[k], scene_id=0, targets=[target(i) for i in np.flatnonzero(scenes.scene == numbers[k])])
+                  for k in np.flatnonzero(wanted)]
+        document = dict(images=images, attribute_id_map=dict(enumerate(WIDER)), scene_id_map={0: "Parade"})
         write_bytes(out/"wider_attribute_annotation"/f"wider_attribute_{file}.json", json.dumps(document).encode())
-    if cue_masks: write_cue_file(out, [f"{names[np.searchsorted(numbers, k)]}#{i}" for i, k in enumerate(scenes.scene) if k in set(test)], masks)
+    order = np.arange(n) - np.searchsorted(scenes.scene, scenes.scene)
+    keys = [f"{Path(names[np.searchsorted(numbers, k)]).name}#{j}" for k, j in zip(scenes.scene, order) if k in set(test)]
+    if cue_masks: write_cue_file(out, keys, masks)
     write_json(out/SIDE/"settings.json", settings)
     return read_wider(out)
 
@@ -648,7 +666,7 @@ def read_wider(
     "The set as read by the official reader, with the word synthetic in its name"
     return replace(wider_attribute(out), name="synthetic people (WIDER)", notes=drawn(out))
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #d21d1524
+# %% ../../nbs/08_data.synthetic_people.ipynb #f6b7cb9a
 def berkeley_text(
     names: list,   # N file names
     boxes,         # (N, 4)
@@ -668,11 +686,12 @@ def make_berkeley(
     cue_masks=True,    # also the cue masks of the test part, in boxes
 ):                     # -> AttributeTable
     "Draw people and write them in the layout of the Berkeley Attributes of People; as `make_wider` otherwise"
-    out, settings = Path(out), dict(kind="berkeley", n=n, seed=seed, label_noise=label_noise, cue_masks=cue_masks, version=VERSION)
+    out = Path(out)
+    settings = dict(kind="berkeley", n=n, seed=seed, label_noise=label_noise, cue_masks=cue_masks, version=VERSION)
     if not fresh(out, settings): return read_berkeley(out)
     scenes = sample_scenes(n, f"berkeley {seed}", clear=True, cut=.5)
     numbers, base = np.unique(scenes.scene), out/"attributes_dataset"
-    part = parts_of(numbers, (.5, .5), seed)
+    part = parts_of(numbers, (.5, .5))
     local = [k - (part[:k] != part[k]).sum() + 1 for k in range(len(numbers))]  # both parts count from one
     names = [f"{('train', 'test')[p]}/{k:05d}.jpg" for k, p in zip(local, part)]
     main = np.array([np.flatnonzero(scenes.scene == k)[scenes.place[scenes.scene == k, 2].argmax()] for k in numbers])
@@ -689,7 +708,8 @@ def make_berkeley(
     if cue_masks:
         rows = np.flatnonzero(part[np.searchsorted(numbers, scenes.scene)] == 1)
         keep = np.isin(rows, main)
-        write_cue_file(out, [names[np.searchsorted(numbers, scenes.scene[i])] for i in rows[keep]], masks[keep][:, wider])
+        keys = [Path(names[np.searchsorted(numbers, scenes.scene[i])]).name for i in rows[keep]]
+        write_cue_file(out, keys, masks[keep][:, wider])
     write_json(out/SIDE/"settings.json", settings)
     return read_berkeley(out)
 
@@ -699,7 +719,7 @@ def read_berkeley(
     "The set as read by the official reader, with the word synthetic in its name"
     return replace(berkeley_attributes(out), name="synthetic people (Berkeley)", notes=drawn(out))
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #ac4a3bc0
+# %% ../../nbs/08_data.synthetic_people.ipynb #3250a7d8
 def write_lip(people, names, folders):
     "Pictures and label maps of one person each; sizes differ from picture to picture"
     for folder in folders.values(): folder.mkdir(parents=True, exist_ok=True)
@@ -707,9 +727,10 @@ def write_lip(people, names, folders):
         zoom = (.8, 1., 1.25, 1.5)[rows.start//8 % 4]
         size = (round(208*zoom), round(100*zoom))
         pictures, parts = draw_people(people.take(rows), size)
-        grounds = torch.nn.functional.interpolate(scenery(people.index[rows], people.seed)[:, :, 30:, 130:230], size=size, mode="bilinear")
+        walls = scenery(people.index[rows], people.seed)[:, :, 30:, 130:230]
+        grounds = torch.nn.functional.interpolate(walls, size=size, mode="bilinear")
         for name, picture, part, ground in zip(names[rows], pictures, parts, grounds):
-            to_image(picture*(1 - part[:1]) + ground*part[:1]).save(folders["image"]/f"{name}.jpg", "JPEG", quality=90)
+            to_image((picture + ground*part[:1]).clamp(max=1)).save(folders["image"]/f"{name}.jpg", "JPEG", quality=90)
             Image.fromarray(part.argmax(0).byte().numpy()).save(folders["label"]/f"{name}.png")
     in_parallel(job, len(people), "drawing with parts", 8)
 

@@ -10,7 +10,7 @@ __all__ = ['PATCHES', 'BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSER_AUGMENT', 'PAR
            'GeneratorRun', 'generator_run', 'generator_scores', 'job_generator', 'abstraction_pictures', 'Ready',
            'prepare']
 
-# %% ../nbs/32_inputs.ipynb #49bc1bc8
+# %% ../nbs/32_inputs.ipynb #25f0538b
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #d165495b
+# %% ../nbs/32_inputs.ipynb #f6db66a4
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -98,7 +98,7 @@ PATCHES = Augment(shift=8/240, scale=0., rotate=0., light=0., color=0.)  # any 2
 
 def _augment(profile, needs=None): return (PATCHES if needs == "crop" else Augment()) if profile.augment else None
 
-# %% ../nbs/32_inputs.ipynb #7ecbed5e
+# %% ../nbs/32_inputs.ipynb #80876f95
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -108,7 +108,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #978fed1f
+# %% ../nbs/32_inputs.ipynb #6bf64044
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -136,7 +136,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #5acc7ad7
+# %% ../nbs/32_inputs.ipynb #f6515f04
 def detected_faces(
     table: AttributeTable,
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
@@ -160,7 +160,7 @@ def _annotated(table, i, size):
     known = lambda values: None if values is None else values[i]
     return crops.choose_face(crops.NO_FACES, size, "test", known(table.boxes), known(table.landmarks))
 
-# %% ../nbs/32_inputs.ipynb #9a2258aa
+# %% ../nbs/32_inputs.ipynb #04c49b4b
 def face_view(
     table: AttributeTable,
     scheme: str,            # one of `crops.SCHEMES`
@@ -189,7 +189,7 @@ def face_pixels(job: Job) -> ArrayStore:
     if faults and job.on_bad != "skip": raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
     return store
 
-# %% ../nbs/32_inputs.ipynb #c009f923
+# %% ../nbs/32_inputs.ipynb #7ca54050
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
@@ -215,7 +215,7 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #5d21ac02
+# %% ../nbs/32_inputs.ipynb #43c45768
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -283,7 +283,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #85e72604
+# %% ../nbs/32_inputs.ipynb #cb5a656d
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -316,7 +316,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #465c7c8c
+# %% ../nbs/32_inputs.ipynb #f8440efa
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def after_batch(self, b):
@@ -351,7 +351,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../nbs/32_inputs.ipynb #beec3951
+# %% ../nbs/32_inputs.ipynb #9ab17325
 def make_generator(c: dict) -> nn.Module:  # the generator's part of a config
     "A generator that was not trained yet"
     return init_gan((LocalEnhancer if c["local"] else GlobalGenerator)(c["ngf"], c["n_down"], c["n_blocks"]))
@@ -387,7 +387,7 @@ class GeneratorRun:
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Abstractor(net, self.config["size"]).to(default_device())
 
-# %% ../nbs/32_inputs.ipynb #1ca21ebf
+# %% ../nbs/32_inputs.ipynb #1aff97cd
 GENERATOR_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 
 def generator_run(
@@ -406,9 +406,11 @@ def generator_run(
         if not is_finished(folder, GENERATOR_FILES): _train_generator(table, profile, config, folder)
     return GeneratorRun(folder)
 
-def _pair_dls(table, config, bs):
+def _pair_fields(table, config):
     size, view = tuple(config["size"]), _frame(table, config["size"], config["frame"])
-    fields = [Field("picture", pixel_store(table.paths, size, view)), *(Field("picture", target_store(table, size, view, config["hard"], swapped)) for swapped in (False, True))]
+    return [Field("picture", pixel_store(table.paths, size, view)), *(Field("picture", target_store(table, size, view, config["hard"], swapped)) for swapped in (False, True))]
+
+def _pair_dls(table, fields, bs):
     def one(split, train):
         rows = np.flatnonzero(table.split == (split if (table.split == split).any() else "train")).tolist()
         dl = PairDL(rows, fields if train else fields[:2], Augment() if train else None, bs=min(bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, device=default_device())
@@ -417,9 +419,9 @@ def _pair_dls(table, config, bs):
     return DataLoaders(one("train", True), one("valid", False), one("test", False))
 
 def _train_generator(table, profile, config, folder):
-    g = profile.generator
-    dls = _pair_dls(table, config, g.recipe.bs)
+    g, fields = profile.generator, _pair_fields(table, config)
     seed_everything(config["seed"])
+    dls = _pair_dls(table, fields, g.recipe.bs)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
     learn = adversarial_learner(dls, model, g.gan, g.perceptual, path=folder, precision=profile.precision)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(g.recipe, cbs=[Sheet(folder/"progress.png"), Checkpoint(folder/"checkpoint.pt")])
@@ -432,7 +434,7 @@ def _train_generator(table, profile, config, folder):
     write_json(folder/"done.json", dict(L1=l1, held_out=int(dls[2].n), regions=M.parsing_means(frame), fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #d9989269
+# %% ../nbs/32_inputs.ipynb #92b61263
 @torch.no_grad()
 def generator_scores(
     generator: nn.Module,
@@ -476,7 +478,7 @@ def abstraction_pictures(job: Job) -> Field:
     store = array_store("abstraction", digest(source.digest, trained.digest, list(job.profile.size)), len(source), (*job.profile.size, 3), make, chunk=64, desc="abstraction images")
     return Field("picture", store)
 
-# %% ../nbs/32_inputs.ipynb #c18c333a
+# %% ../nbs/32_inputs.ipynb #036d71f9
 NEEDS = {None: lambda job: [], "crop": lambda job: [], "parsing": lambda job: [], "abstraction": lambda job: [abstraction_pictures(job)], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

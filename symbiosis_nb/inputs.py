@@ -6,11 +6,11 @@
 __all__ = ['PATCHES', 'BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSER_AUGMENT', 'PARSERS', 'GENERATOR_FILES', 'NEEDS', 'Job',
            'resolve', 'square', 'limit_table', 'pictures', 'box_masks', 'detected_faces', 'face_view', 'face_pixels',
            'is_finished', 'to_regions', 'parsing_fields', 'default_device', 'ParserRun', 'parser_run', 'mask_store',
-           'job_parser', 'mask_size', 'region_masks', 'PairDL', 'target_store', 'make_generator', 'Abstractor',
-           'GeneratorRun', 'generator_run', 'generator_scores', 'job_generator', 'abstraction_pictures', 'Ready',
-           'prepare']
+           'job_parser', 'mask_size', 'region_masks', 'PairDL', 'label_landmarks', 'alignment_points', 'target_store',
+           'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'generator_scores', 'job_generator',
+           'abstraction_pictures', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #25f0538b
+# %% ../nbs/32_inputs.ipynb #84d2af00
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #f6db66a4
+# %% ../nbs/32_inputs.ipynb #27e4d140
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -98,7 +98,7 @@ PATCHES = Augment(shift=8/240, scale=0., rotate=0., light=0., color=0.)  # any 2
 
 def _augment(profile, needs=None): return (PATCHES if needs == "crop" else Augment()) if profile.augment else None
 
-# %% ../nbs/32_inputs.ipynb #80876f95
+# %% ../nbs/32_inputs.ipynb #addedf6a
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -108,7 +108,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #6bf64044
+# %% ../nbs/32_inputs.ipynb #75410f12
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -136,7 +136,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #f6515f04
+# %% ../nbs/32_inputs.ipynb #6076a117
 def detected_faces(
     table: AttributeTable,
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
@@ -160,7 +160,7 @@ def _annotated(table, i, size):
     known = lambda values: None if values is None else values[i]
     return crops.choose_face(crops.NO_FACES, size, "test", known(table.boxes), known(table.landmarks))
 
-# %% ../nbs/32_inputs.ipynb #04c49b4b
+# %% ../nbs/32_inputs.ipynb #00366a8d
 def face_view(
     table: AttributeTable,
     scheme: str,            # one of `crops.SCHEMES`
@@ -189,7 +189,7 @@ def face_pixels(job: Job) -> ArrayStore:
     if faults and job.on_bad != "skip": raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
     return store
 
-# %% ../nbs/32_inputs.ipynb #7ca54050
+# %% ../nbs/32_inputs.ipynb #df3998dc
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
@@ -215,7 +215,7 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #43c45768
+# %% ../nbs/32_inputs.ipynb #be746448
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -283,7 +283,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #cb5a656d
+# %% ../nbs/32_inputs.ipynb #fd1b7d3a
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -316,7 +316,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #f8440efa
+# %% ../nbs/32_inputs.ipynb #230fa16b
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def after_batch(self, b):
@@ -325,13 +325,27 @@ class PairDL(GatherDL):
         mirror = (torch.rand(len(photo)) < self.augment.flip).to(photo.device)[:, None, None, None]
         return torch.where(mirror, photo.flip(-1), photo), torch.where(mirror, swapped[0].flip(-1), target)
 
+def label_landmarks(
+    label: np.ndarray,  # (H, W), Helen's numbers
+) -> np.ndarray:        # (5, 2) eyes, nose, mouth twice (its middle); NaN where an eye or the mouth is not to be seen
+    "Landmarks from a label map: the middles of eyes, nose and mouth"
+    middle = lambda *parts: np.argwhere(np.isin(label, parts))[:, ::-1].mean(0) if np.isin(label, parts).any() else np.full(2, np.nan)
+    mouth = middle(7, 8, 9)
+    return np.stack([middle(4), middle(5), np.nan_to_num(middle(6)), mouth, mouth])
+
+def alignment_points(table: ParsingTable) -> np.ndarray:  # (N, 5, 2)
+    "A parsing set's landmarks, its own or those of its labels"
+    if table.landmarks is not None: return np.asarray(table.landmarks, float)
+    return array_store("points", digest(table.digest, table.regions.name, [str(p) for p in table.paths]), len(table), (5, 2),
+                       lambda rows: (label_landmarks(table.label(i)) for i in rows), np.float64, desc="landmarks from labels").data
+
 def _frame(table, size, frame):
     "How a picture of the parsing set is brought to the generator's frame"
     if frame == "pad": return pad_view(size)
     if frame == "raw": return WHOLE
     if frame != "celeba": raise ValueError(f"frame is 'celeba', 'pad' or 'raw', not {frame!r}")
-    if table.landmarks is None: raise DataError(f"{table.name} has no landmarks to align faces by: pass generator=Generator(frame='pad')")
-    return View(f"celeba-{digest(table.landmarks)}", lambda image, i: crops.align_celeba(image, table.landmarks[i]))
+    points, whole = alignment_points(table), pad_view(crops.CELEBA_SIZE[::-1])
+    return View(f"celeba-{digest(points)}", lambda image, i: whole.crop(image, i) if np.isnan(points[i]).any() else crops.align_celeba(image, points[i]))
 
 def target_store(
     table: ParsingTable, size: tuple, view: View,
@@ -351,7 +365,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../nbs/32_inputs.ipynb #9ab17325
+# %% ../nbs/32_inputs.ipynb #6d09bd32
 def make_generator(c: dict) -> nn.Module:  # the generator's part of a config
     "A generator that was not trained yet"
     return init_gan((LocalEnhancer if c["local"] else GlobalGenerator)(c["ngf"], c["n_down"], c["n_blocks"]))
@@ -387,7 +401,7 @@ class GeneratorRun:
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Abstractor(net, self.config["size"]).to(default_device())
 
-# %% ../nbs/32_inputs.ipynb #1aff97cd
+# %% ../nbs/32_inputs.ipynb #4e9411e7
 GENERATOR_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 
 def generator_run(
@@ -400,7 +414,8 @@ def generator_run(
     table, g = to_regions(parsing, HELEN), profile.generator
     if table.regions.name != HELEN.name and len(table.regions) != len(HELEN): raise DataError(f"{parsing.name}: its regions cannot be brought to Helen's eleven, from which abstraction images are drawn")
     config = {**asdict(g), "size": list(g.size or profile.size), "recipe": {**asdict(g.recipe), "schedule": _schedule_name(g.recipe.schedule)},
-              "perceptual": g.perceptual and Path(g.perceptual).name, "data": table.name, "data_digest": table.digest, "seed": seed}
+              "perceptual": g.perceptual and Path(g.perceptual).name, "data": table.name, "data_digest": table.digest, "seed": seed,
+              **({"landmarks": digest(np.asarray(table.landmarks))} if g.frame == "celeba" and table.landmarks is not None else {})}
     folder = Path(out)/f"generator-{digest(config)}"
     with folder_lock(folder):
         if not is_finished(folder, GENERATOR_FILES): _train_generator(table, profile, config, folder)
@@ -434,7 +449,7 @@ def _train_generator(table, profile, config, folder):
     write_json(folder/"done.json", dict(L1=l1, held_out=int(dls[2].n), regions=M.parsing_means(frame), fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #92b61263
+# %% ../nbs/32_inputs.ipynb #e75ead23
 @torch.no_grad()
 def generator_scores(
     generator: nn.Module,
@@ -454,11 +469,13 @@ def generator_scores(
 def _frame_of_labels(table, size, frame):
     "The same frame for label maps, which must not be interpolated"
     if frame != "celeba": return _frame(table, size, frame)
+    points, whole = alignment_points(table), pad_view(crops.CELEBA_SIZE[::-1])
     def crop(label, i):
-        back = np.linalg.inv(np.vstack([crops.celeba_similarity(table.landmarks[i]), [0, 0, 1]]))[:2]
+        if np.isnan(points[i]).any(): return whole.crop(label, i)
+        back = np.linalg.inv(np.vstack([crops.celeba_similarity(points[i]), [0, 0, 1]]))[:2]
         back[:, 2] += .5 - back[:, :2].sum(1)/2   # Pillow counts from the corner of a pixel
         return label.transform(crops.CELEBA_SIZE, Image.Transform.AFFINE, tuple(back.ravel()), Image.Resampling.NEAREST, fillcolor=255)
-    return View(f"celeba-{digest(table.landmarks)}", crop)
+    return View(f"celeba-{digest(points)}", crop)
 
 def job_generator(job: Job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method"
@@ -478,7 +495,7 @@ def abstraction_pictures(job: Job) -> Field:
     store = array_store("abstraction", digest(source.digest, trained.digest, list(job.profile.size)), len(source), (*job.profile.size, 3), make, chunk=64, desc="abstraction images")
     return Field("picture", store)
 
-# %% ../nbs/32_inputs.ipynb #036d71f9
+# %% ../nbs/32_inputs.ipynb #a6b72749
 NEEDS = {None: lambda job: [], "crop": lambda job: [], "parsing": lambda job: [], "abstraction": lambda job: [abstraction_pictures(job)], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

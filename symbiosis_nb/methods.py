@@ -8,7 +8,7 @@ __all__ = ['SIX', 'DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'VAR
            'inverse', 'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'Build',
            'Method', 'register', 'get_method']
 
-# %% ../nbs/30_methods.ipynb #eea82a39
+# %% ../nbs/30_methods.ipynb #405d34d2
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -27,7 +27,7 @@ from .models.specific import JointNet
 from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #38e9340a
+# %% ../nbs/30_methods.ipynb #dd903499
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -53,7 +53,7 @@ def hold_then_linear(pct: float, hold: float = .5) -> float:
     "The rate as it is, then linear to 0 (abstraction, 3)"
     return min(1., (1 - pct)/(1 - hold))
 
-# %% ../nbs/30_methods.ipynb #20701a49
+# %% ../nbs/30_methods.ipynb #1af4f961
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
@@ -67,7 +67,7 @@ class Recipe:
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
 
-# %% ../nbs/30_methods.ipynb #dfdb6bbb
+# %% ../nbs/30_methods.ipynb #93c0d12f
 @dataclass(frozen=True)
 class Generator:
     "The network that draws abstraction images, and its training; the defaults are pix2pixHD's (abstraction, 3)"
@@ -78,7 +78,7 @@ class Generator:
     n_scales: int = 3             # discriminators
     local: bool = False           # local enhancer around the global network
     size: tuple | None = (256, 256)  # (height, width); None: the profile's
-    frame: str = "celeba"         # "celeba": aligned to CelebA's template by landmarks (paper silent), "pad": padded, "raw": stretched
+    frame: str = "celeba"         # "celeba": aligned to CelebA's template by landmarks, or by the labels' eyes and mouth (paper silent), "pad": padded, "raw": stretched
     hard: bool = False            # targets from the most likely part alone
     gan: str = "lsgan"            # or "log", the paper's equation
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
@@ -125,7 +125,7 @@ def make_profile(
     changed = {k: v for k, v in overrides.items() if k in recipe}
     return replace(profile, recipe=replace(profile.recipe or Recipe(), **changed)) if changed else profile
 
-# %% ../nbs/30_methods.ipynb #b0d732dc
+# %% ../nbs/30_methods.ipynb #9407ea42
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -160,7 +160,7 @@ class Method:
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #a2900b18
+# %% ../nbs/30_methods.ipynb #0d6514a9
 VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 SA_RECIPE = Recipe(lr=1e-2, epochs=10, bs=16, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
 
@@ -182,7 +182,7 @@ def get_method(name: str) -> Method:
     if found is None: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 
-# %% ../nbs/30_methods.ipynb #7266c8c0
+# %% ../nbs/30_methods.ipynb #f8f7e219
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
@@ -210,7 +210,7 @@ register(
                needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )
 
-# %% ../nbs/30_methods.ipynb #c81e1263
+# %% ../nbs/30_methods.ipynb #ad706d40
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, schedule=steps, wd=0.)
 PSE_RECIPE = Recipe(lr=5e-3, epochs=31, bs=256, optimizer="sgd", schedule=poly, wd=5e-4)
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
@@ -231,7 +231,7 @@ register(
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
 )
 
-# %% ../nbs/30_methods.ipynb #58a72ca1
+# %% ../nbs/30_methods.ipynb #e732743b
 ABSTRACTION_RECIPE = Recipe(lr=1e-3, epochs=6, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4)
 ABSTRACTION_LFWA = dict(backbone="resnet18", size=(224, 224), weights="imagenet", recipe=replace(ABSTRACTION_RECIPE, epochs=8, schedule=partial(steps, at=(.4, .8))))
 
@@ -251,7 +251,7 @@ register(
     _abstraction("dual_path", "Dual path", "Ours", lambda b: _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.options)), needs="abstraction"),
 )
 
-# %% ../nbs/30_methods.ipynb #d16960f5
+# %% ../nbs/30_methods.ipynb #48194904
 def _g2s_recipe(epochs, iterations):
     return Recipe(lr=1e-4, epochs=epochs, bs=128, optimizer="sgd", schedule=partial(inverse, iterations=iterations), wd=5e-4, group_lrs=(1, 3, 5, 8))
 
@@ -267,7 +267,7 @@ CHAINS = dict(joint="1", common="2", own="3")
 
 def _g2s(*chain, **kwargs):
     digits, joint = [CHAINS[c] for c in chain], chain == ("joint",)
-    return Method(f"g2s_{''.join(digits)}", "general_to_specific", f"General to specific, step {', '.join(digits)}", _joint_net if joint else None,
+    return Method(f"g2s_{''.join(digits)}", "general_to_specific", f"G2S, step{'s' if len(digits) > 1 else ''} {', '.join(digits)}", _joint_net if joint else None,
                   (("general_to_specific", "1", f"Step {','.join(digits)}"), *kwargs.pop("rows", ())), needs="crop", chain=() if joint else chain, trunk="vgg16", size=(224, 224),
                   recipe=_g2s_recipe(94, 120_000), note="The paper starts from VGG-Face: pass weights=FILE, a port to PyTorch.", **kwargs)
 

@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'CLAIMS', 'data_kind', 'over_seeds', 'Card', 'percent', 'figure_html', 'write_html',
            'write_tables', 'kept_results']
 
-# %% ../nbs/50_report.ipynb #2b8ad794
+# %% ../nbs/50_report.ipynb #7c4b926f
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from .methods import METHODS, VARIANTS
 from .published import PAPERS, golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #84dced74
+# %% ../nbs/50_report.ipynb #0c419691
 OFFICIAL = {"CelebA": 19_962, "LFWA": 6_880, "WIDER": 29_179, "Berkeley": 4_022}  # test samples of the official sets
 
 def data_kind(table: AttributeTable) -> str:  # "official", "sample" or "synthetic"
@@ -37,7 +37,7 @@ SAYS = dict(
     sample="Measured on a sample that is not the papers' test set: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic faces: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #9ace1156
+# %% ../nbs/50_report.ipynb #669773b5
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -82,7 +82,7 @@ class Card:
         "Per-attribute scores of every method"
         return {m: sum(score(r.arrays, self.table.vocab, which) for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #39c44450
+# %% ../nbs/50_report.ipynb #1da08cc9
 def percent(x, digits=2): return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 def _span(low, high): return f"[{100*low:.2f}, {100*high:.2f}]"
 
@@ -117,7 +117,7 @@ def _printed(self, variant: str | None = "aligned") -> pd.DataFrame:
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #a2a3e7b0
+# %% ../nbs/50_report.ipynb #e68ae04e
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = sorted({r.config["seed"] for r in self.of(a)} & {r.config["seed"] for r in self.of(b)})
@@ -161,7 +161,7 @@ CLAIMS = (  # the orderings that the papers claim: text, claimed better, claimed
     ("photo and abstraction beat photo (abstraction)", "dual_path", "original"), ("photo beats abstraction alone (abstraction)", "original", "abstraction"),
     ("step 2 adds to step 1 (general_to_specific)", "g2s_12", "g2s_1"), ("step 3 adds to steps 1 and 2 (general_to_specific)", "g2s_123", "g2s_12"))
 
-# %% ../nbs/50_report.ipynb #d1f34c80
+# %% ../nbs/50_report.ipynb #dafd897e
 def _selection(self) -> pd.DataFrame:
     "Last epoch, validation-selected, and best-on-test as a row named oracle (never used elsewhere)"
     rows = {}
@@ -208,7 +208,7 @@ def _protocol(self) -> pd.DataFrame:
 
 Card.selection, Card.thresholds, Card.logic, Card.cost, Card.protocol = _selection, _thresholds, _logic, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #2a66c367
+# %% ../nbs/50_report.ipynb #cfae07c7
 def _attributes(self, metric: str = "AP") -> pd.DataFrame:
     "Attribute x method, in percent; subjective attributes are starred"
     out = pd.DataFrame({self.title(m): 100*f[metric] for m, f in self.frames().items()})
@@ -233,7 +233,7 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #c2c341d6
+# %% ../nbs/50_report.ipynb #0b20104c
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
 table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
@@ -250,7 +250,7 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #30f58048
+# %% ../nbs/50_report.ipynb #c4cd8548
 def _blocks(card):
     "(heading, explanation, HTML, folded) of every block that applies"
     seeds = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
@@ -291,7 +291,7 @@ def write_html(
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/50_report.ipynb #a2c5fb0b
+# %% ../nbs/50_report.ipynb #aa4565c4
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -308,7 +308,7 @@ def write_tables(
     with atomic_write(Path(folder)/"runs.csv") as tmp: pd.DataFrame(runs).to_csv(tmp, index=False)
     return Path(folder)
 
-# %% ../nbs/50_report.ipynb #c1887f30
+# %% ../nbs/50_report.ipynb #00d537ea
 def kept_results(
     folder: str | Path,   # written by `write_tables`
     columns=("accuracy", "AP", "AP 95 %", "balanced_accuracy", "seeds"),

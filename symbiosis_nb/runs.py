@@ -7,7 +7,7 @@ __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model
            'average_runs', 'one_attribute', 'train_attribute', 'chain_runs', 'run_job', 'run', 'collect', 'load_model',
            'Look', 'find_faces', 'the_face', 'look_of', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #8de74241
+# %% ../nbs/33_runs.ipynb #805df07e
 import os, resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -39,7 +39,7 @@ from .models.pooling import fit_masks
 from .models.specific import Joined
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/33_runs.ipynb #1d1cc470
+# %% ../nbs/33_runs.ipynb #9b34961c
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -82,7 +82,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #afb76ea9
+# %% ../nbs/33_runs.ipynb #a4203183
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -115,7 +115,7 @@ def _peak_memory():
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #0a46cee2
+# %% ../nbs/33_runs.ipynb #5a5975aa
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -168,7 +168,7 @@ def train(job: Job, folder: Path):
     for name, helper in ready.helpers.items(): _keep(name, helper, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #46684c88
+# %% ../nbs/33_runs.ipynb #165836a6
 def _keep(name, helper, folder):
     "A copy of the network that made masks or abstraction images, so that the folder can predict on its own"
     for file in ("config.json", "model.safetensors"):
@@ -197,7 +197,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #239c3596
+# %% ../nbs/33_runs.ipynb #9df9a2b9
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -211,13 +211,15 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #ace23709
+# %% ../nbs/33_runs.ipynb #0140fb54
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
     "The same images with one attribute"
     t = table.names.index(name)
     return replace(table, vocab=AttributeVocab(f"{table.vocab.name}, {name}", (name,)), labels=table.labels[:, [t]], known=table.known[:, [t]])
 
-def _valid_score(r: Run) -> float: return float(np.nan_to_num(np.nanmean(M.average_precision(*r.predictions("valid" if "valid_targets" in r.arrays else "test")))))
+def _valid_score(r: Run) -> float:
+    "Validation average precision of a single attribute; 0 where it cannot be told"
+    return float(np.nan_to_num(M.average_precision(*r.predictions("valid"))[0])) if "valid_targets" in r.arrays else 0.
 
 def train_attribute(
     name: str,           # of the attribute
@@ -248,7 +250,7 @@ def _map(f, items, executor, folder):
     width = max(1, os.cpu_count()//threads) if executor == "local" else len(items)
     return [j.result() for k in range(0, len(items), width) for j in pool.map_array(f, items[k:k + width])]
 
-# %% ../nbs/33_runs.ipynb #42fc403c
+# %% ../nbs/33_runs.ipynb #6fed1d6e
 def _joint_run(job):
     "Step 1 of a chain, the same run as when it is asked for by its own name"
     return run_job(replace(job, method=get_method("g2s_1"), options={k: v for k, v in job.options.items() if k not in ("schemes", "rows")}, asked=None, executor=None))
@@ -279,7 +281,7 @@ def chain_runs(job: Job, folder: Path):
            crops={n: r.config["options"].get("scheme", "a") for n, r in runs.items()}, joint=joint and joint.folder.name, bad_images=steps[0].done["bad_images"],
            note=f"{rest} of {len(every)} attributes have no network of their own; their columns are those of step 1" if rest else "")
 
-# %% ../nbs/33_runs.ipynb #5caf5438
+# %% ../nbs/33_runs.ipynb #c27c9310
 def _twin(job):
     "The same job under the name of the method with the same model, where the profile leaves no difference"
     if not job.method.same_as or job.asked is None: return None
@@ -316,7 +318,7 @@ def run(
     p = resolve(asked, m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, {**m.options, **(options or {})}, Path(out), start, asked, executor))
 
-# %% ../nbs/33_runs.ipynb #fc7e6d78
+# %% ../nbs/33_runs.ipynb #22a505b3
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -338,7 +340,7 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #4ed0e1e5
+# %% ../nbs/33_runs.ipynb #7e431897
 class _Masks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser, size): super().__init__(); self.parser, self.size = parser, size
@@ -371,7 +373,7 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
     return _Whole(model, _extra(r.folder, p)).eval()
 
-# %% ../nbs/33_runs.ipynb #5b76c8ea
+# %% ../nbs/33_runs.ipynb #1adb4366
 @dataclass
 class Look:
     "How a run looks at a photograph"
@@ -415,7 +417,7 @@ def look_of(r: Run) -> Look:
     schemes = tuple(sorted({*r.done["crops"].values(), *(["a"] if len(r.done["crops"]) < len(c["attributes"]) else [])})) if several else (options.get("scheme", "a"),) if crop else ()
     return Look(size, c["frame"], schemes, several, options.get("border", "replicate"))
 
-# %% ../nbs/33_runs.ipynb #29f0decd
+# %% ../nbs/33_runs.ipynb #1eb14136
 def _open(source): return source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
 def _name(source, i): return Path(source).name if isinstance(source, (str, Path)) else f"picture {i}"
 
@@ -463,7 +465,7 @@ class Predictor:
         where = pd.DataFrame(np.column_stack([found.boxes, found.scores]), columns=["x", "y", "width", "height", "score"])
         return where.join(pd.DataFrame(self._ask(views, bs), columns=list(self.names))).rename_axis("face")
 
-# %% ../nbs/33_runs.ipynb #3f641091
+# %% ../nbs/33_runs.ipynb #88bfc113
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

@@ -10,8 +10,9 @@ from torch import nn
 from symbiosis_nb.adversarial import AdversarialLoss, Adversary, feature_matching, gan_loss
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
-from symbiosis_nb.inputs import Job, PairDL, generator_run, job_generator, prepare, resolve, target_store, to_regions
+from symbiosis_nb.data.crops import CELEBA_TRIANGLE, celeba_similarity, move_points
 from symbiosis_nb.data.pixels import pad_view
+from symbiosis_nb.inputs import alignment_points, generator_run, label_landmarks, resolve, target_store
 from symbiosis_nb.learner import Checkpoint
 from symbiosis_nb.losses import euclidean
 from symbiosis_nb.methods import Build, get_method, make_profile
@@ -226,16 +227,24 @@ def test_unknown_frames_and_regions_are_refused(data, tmp_path):
     p = resolve(make_profile("smoke"), get_method("dual_path"))
     with pytest.raises(ValueError, match="'celeba', 'pad' or 'raw'"): generator_run(parsing, replace(p, generator=replace(p.generator, frame="x")), out=tmp_path)
     with pytest.raises(DataError, match="missing"): generator_run(parsing, replace(p, generator=replace(p.generator, perceptual="no/vgg19.pth")), out=tmp_path)
-    if parsing.landmarks is None:
-        with pytest.raises(DataError, match="no landmarks"): generator_run(parsing, replace(p, generator=replace(p.generator, frame="celeba")), out=tmp_path)
 
 
 def test_aligned_frame(data, tmp_path):
     _, parsing, _ = data
     marks = np.tile(np.array([(69.7, 111), (107.2, 111), (88, 136), (72, 152.5), (105, 152.5)]), (len(parsing), 1, 1))
     p = resolve(make_profile("smoke"), get_method("dual_path"))
-    made = generator_run(replace(parsing, landmarks=marks), replace(p, generator=replace(p.generator, frame="celeba")), out=tmp_path)
+    celeba = replace(p, generator=replace(p.generator, frame="celeba"))
+    made = generator_run(replace(parsing, landmarks=marks), celeba, out=tmp_path)
     assert 0 < made.done["L1"] < 1
+    label = np.zeros((218, 178), np.uint8)
+    for k, (x, y) in {4: (70, 111), 5: (107, 111), 6: (88, 136), 8: (89, 152)}.items(): label[y - 2:y + 3, x - 3:x + 4] = k
+    np.testing.assert_allclose(label_landmarks(label)[[0, 1, 2, 3]], [(70, 111), (107, 111), (88, 136), (89, 152)])
+    assert np.isnan(label_landmarks(np.zeros((4, 4), np.uint8))[0]).all()   # such a picture is padded instead
+    points = alignment_points(parsing); found = ~np.isnan(points).any((1, 2))
+    assert found.mean() > .5
+    eyes = [move_points(celeba_similarity(p), p[:2]) for p in points[found]]
+    assert np.abs(np.array(eyes) - CELEBA_TRIANGLE[:2]).mean() < 6
+    assert generator_run(parsing, celeba, out=tmp_path).folder.name != made.folder.name
 
 
 @pytest.mark.parametrize("name", ["original", "abstraction", "dual_path"])
@@ -249,3 +258,17 @@ def test_smoke_run_predicts_alone(name, data):
         blind = Predictor.load(r.folder).model.model
         x, a = torch.randn(2, 2, 3, 40, 32)
         assert torch.equal(blind(x, a), blind(-x, a)) and not torch.equal(blind(x, a), blind(x, -a))
+
+
+@pytest.mark.slow
+def test_full_size_networks_train_a_step():
+    "pix2pixHD at 256 x 256 with the paper's three discriminators, and two ResNet-50 at 224 x 224"
+    gan = Adversary(init_gan(GlobalGenerator()), init_gan(MultiscaleDiscriminator()))
+    opt = torch.optim.SGD(gan.parameters(), 1e-4)
+    photo, real = torch.rand(2, 1, 3, 256, 256)*2 - 1
+    loss = AdversarialLoss(gan.discriminator)(gan(photo), real); loss.backward(); opt.step()
+    assert loss.isfinite() and all(p.grad is not None for p in gan.parameters())
+    del gan, opt
+    net = DualPath(backbone("resnet50"), backbone("resnet50"), 40)
+    F.binary_cross_entropy_with_logits(net(*torch.randn(2, 2, 3, 224, 224)), torch.ones(2, 40)).backward()
+    assert all(p.grad is not None for p in net.parameters())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gan_loss', 'feature_matching', 'Perceptual', 'Adversary', 'AdversarialLoss']
 
-# %% ../nbs/25_adversarial.ipynb #d2a5782c
+# %% ../nbs/25_adversarial.ipynb #b7aaac6f
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from .core import DataError
 from .models.abstraction import MultiscaleDiscriminator
 from .models.backbones import read_weights
 
-# %% ../nbs/25_adversarial.ipynb #88d7ccae
+# %% ../nbs/25_adversarial.ipynb #1dfa7901
 def gan_loss(
     features: list,      # from `MultiscaleDiscriminator`: per scale the outputs of its layers, patch scores last
     real: bool,          # what the scores should say
@@ -38,7 +38,7 @@ def feature_matching(
     each = sum(F.l1_loss(a, b.detach()) for f, g in zip(drawn, real) for a, b in zip(f[:-1], g[:-1]))
     return weight*4/(n_layers + 1)/len(real)*each
 
-# %% ../nbs/25_adversarial.ipynb #23cc465d
+# %% ../nbs/25_adversarial.ipynb #c5e3ce83
 class Perceptual(nn.Module):
     "L1 between VGG-19 features of pictures in [-1,1], taken as they are, like the published code (abstraction, 3); raises `DataError` without weights"
     AFTER, WEIGHTS = (1, 6, 11, 20, 29), (1/32, 1/16, 1/8, 1/4, 1.)   # relu1_1 .. relu5_1
@@ -62,7 +62,7 @@ class Perceptual(nn.Module):
     def forward(self, drawn: Tensor, real: Tensor) -> Tensor:
         return self.weight*sum(w*F.l1_loss(a, b.detach()) for w, a, b in zip(self.WEIGHTS, self.features(drawn), self.features(real)))
 
-# %% ../nbs/25_adversarial.ipynb #f70f8019
+# %% ../nbs/25_adversarial.ipynb #20c47ae0
 class Adversary(nn.Module):
     "Generator and discriminators: in training `photo -> (drawn, photo)`, else `photo -> drawn`"
     def __init__(self, generator: nn.Module, discriminator: MultiscaleDiscriminator):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation', 'looks', 'localisation_table']
 
-# %% ../nbs/40_localize.ipynb #78b6e537
+# %% ../nbs/40_localize.ipynb #c9ec5e20
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from .data.pixels import pixel_store
 from .data.tables import AttributeTable
 from .runs import load_model
 
-# %% ../nbs/40_localize.ipynb #eb55976a
+# %% ../nbs/40_localize.ipynb #066fa8fd
 class _Keep:
     "Remembers the output of a module while in use"
     def __init__(self, module): self.hook = module.register_forward_hook(self._keep)
@@ -53,7 +53,7 @@ def attention(
     if not hasattr(model, "where"): return grad_cam(model, x, *extras)
     with torch.no_grad(): return model.eval().where(x, *extras).float()
 
-# %% ../nbs/40_localize.ipynb #40c64b3d
+# %% ../nbs/40_localize.ipynb #9b068483
 def pointing(
     where: Tensor,  # (B, NA, h, w)
     cue: Tensor,    # (B, NA, H, W) bool
@@ -73,7 +73,7 @@ def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN whe
     rank = w.argsort(2, descending=True).argsort(2)
     return torch.where(n > 0, ((rank < n[..., None]) & c).sum(2)/n.clamp(min=1), torch.nan)
 
-# %% ../nbs/40_localize.ipynb #eed6b490
+# %% ../nbs/40_localize.ipynb #f7df475a
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
     "A Gaussian in the middle of the picture"
     y, x = torch.meshgrid(*(torch.linspace(-.5, .5, n) for n in size), indexing="ij")
@@ -98,7 +98,7 @@ def localisation(
     mean = lambda v: torch.where(has, torch.cat(v), torch.nan).nanmean(0).numpy()
     return pd.DataFrame(dict(pointing=mean(hits), overlap=mean(overlaps), chance=mean(areas), pictures=has.sum(0).numpy()))
 
-# %% ../nbs/40_localize.ipynb #02b0371f
+# %% ../nbs/40_localize.ipynb #9266c227
 def looks(
     folder: str | Path,  # of a finished run
 ):                       # pictures (B, 3, H, W) -> maps (B, NA, h, w)

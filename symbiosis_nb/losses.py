@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['masked_bce', 'balance_weights', 'balanced_bce', 'two_way_softmax', 'euclidean', 'parsing_ce', 'JointLoss']
 
-# %% ../nbs/20_losses.ipynb #467b2a97
+# %% ../nbs/20_losses.ipynb #ea7bdbea
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data.tables import IGNORE
 
-# %% ../nbs/20_losses.ipynb #2d7cda4e
+# %% ../nbs/20_losses.ipynb #0d54f66a
 def _known(x: Tensor, y: Tensor):
     "Plain tensors, and targets with a mask in place of NaN"
     x, y = x.as_subclass(Tensor), y.as_subclass(Tensor)
@@ -31,7 +31,7 @@ def masked_bce(
     if weights is not None: loss = loss*torch.where(y > .5, weights[0].to(x), weights[1].to(x))
     return loss.sum()/(known.sum().clamp(min=1) if reduction == "mean" else len(x))
 
-# %% ../nbs/20_losses.ipynb #60a7bd8f
+# %% ../nbs/20_losses.ipynb #d8df2d80
 def balance_weights(
     prevalence,           # (NA,) share of positives in the training split
     limit: float = 20.,   # largest weight; the paper is silent, an attribute with one positive would rule the gradient
@@ -44,7 +44,7 @@ def balanced_bce(logits: Tensor, targets: Tensor, prevalence) -> Tensor:
     "`masked_bce` with `balance_weights`"
     return masked_bce(logits, targets, balance_weights(prevalence))
 
-# %% ../nbs/20_losses.ipynb #ec9daadb
+# %% ../nbs/20_losses.ipynb #7c22421b
 def two_way_softmax(
     pairs: Tensor,    # (B, NA, 2) or (B, 2*NA) with (absent, present) side by side
     targets: Tensor,  # (B, NA): 0, 1 or NaN
@@ -61,7 +61,7 @@ def euclidean(
     x, y, known = _known(outputs, targets)
     return .5*((x - (2*y - 1))**2*known).sum()/len(x)
 
-# %% ../nbs/20_losses.ipynb #b97a8867
+# %% ../nbs/20_losses.ipynb #63ccf9fe
 def parsing_ce(
     logits: Tensor,   # (B, S, h, w)
     labels: Tensor,   # (B, H, W) int64, 255 = does not count
@@ -75,7 +75,7 @@ def parsing_ce(
         else: x = F.interpolate(x, y.shape[-2:], mode="bilinear", align_corners=False)
     return F.cross_entropy(x, y, ignore_index=IGNORE)
 
-# %% ../nbs/20_losses.ipynb #50327994
+# %% ../nbs/20_losses.ipynb #8fa413d3
 class JointLoss(nn.Module):
     "Attribute loss plus weighted parsing loss on mixed batches; equal weight is our choice, the paper is silent (symbiosis, 3.4)"
     def __init__(self, weight: float = 1., resize: str = "logits"):

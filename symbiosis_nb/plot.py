@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
            'reliability', 'difference_bars', 'atlas', 'heat_maps']
 
-# %% ../nbs/41_plot.ipynb #9b184442
+# %% ../nbs/41_plot.ipynb #c932ef9d
 import math
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ import seaborn as sns
 from . import metrics as M
 from .data.tables import AttributeTable, ParsingTable, read_image
 
-# %% ../nbs/41_plot.ipynb #417fc4a6
+# %% ../nbs/41_plot.ipynb #26857d52
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "legend.fontsize": 8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
 plt.rcParams.update(STYLE)
@@ -27,7 +27,7 @@ def colours(names) -> dict:  # name -> colour
     palette = sns.color_palette("colorblind", 10) + sns.color_palette("dark", 10)
     return {n: palette[i % len(palette)] for i, n in enumerate(names)}
 
-# %% ../nbs/41_plot.ipynb #bea3c9f7
+# %% ../nbs/41_plot.ipynb #c4841459
 def show_faces(
     table: AttributeTable,
     n: int = 10, split: str = "train", seed: int = 0, most: int = 5,
@@ -67,7 +67,7 @@ def show_regions(table: ParsingTable, n: int = 4, split: str = "train"):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #995127c3
+# %% ../nbs/41_plot.ipynb #a93fa2d1
 def training_curves(
     logs: dict,           # (method, seed) -> log frame with columns epoch, train_loss, valid_loss and metrics
     metric: str = "mAP",
@@ -85,7 +85,7 @@ def training_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #42e77183
+# %% ../nbs/41_plot.ipynb #211e0762
 def attribute_dots(
     frames: dict,             # method -> score frame (index attribute, values in [0, 1]), mean over seeds
     metric: str = "AP",
@@ -117,7 +117,7 @@ def reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #0bef8470
+# %% ../nbs/41_plot.ipynb #5f7ec422
 def difference_bars(
     frame: pd.DataFrame,   # columns: difference, low, high (fractions), index: what is compared
     unit: str = "mean AP (points)",
@@ -131,7 +131,7 @@ def difference_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #dd919e27
+# %% ../nbs/41_plot.ipynb #f3b6d94c
 def atlas(
     weights,             # (NA, S) how much each region counts for each attribute
     attributes, regions, # names
@@ -146,7 +146,7 @@ def atlas(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #9ccad26b
+# %% ../nbs/41_plot.ipynb #7f4612ef
 def heat_maps(
     maps,              # (n, h, w) in [0, 1]
     names,             # n titles

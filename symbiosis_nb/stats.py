@@ -6,12 +6,12 @@
 __all__ = ['cluster_weights', 'interval', 'bootstrap_mean', 'holm', 'mcnemar', 'paired_permutation', 'smallest_gap', 'compare',
            'verdict', 'seeds_summary']
 
-# %% ../nbs/22_stats.ipynb #359e91ed
+# %% ../nbs/22_stats.ipynb #9a787bcc
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
-# %% ../nbs/22_stats.ipynb #3fbf1355
+# %% ../nbs/22_stats.ipynb #891c97be
 def cluster_weights(
     identity,        # (N,) who is on each image, or None where a set has no identities: then every image is its own cluster
     n: int,          # number of images
@@ -24,7 +24,7 @@ def cluster_weights(
     rng = np.random.default_rng(seed)
     return rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)[:, which]
 
-# %% ../nbs/22_stats.ipynb #f3603107
+# %% ../nbs/22_stats.ipynb #3666eb25
 def interval(
     replicates: np.ndarray,  # (R,) or (R, ...) bootstrap values
     level: float = .95,
@@ -43,7 +43,7 @@ def bootstrap_mean(
     n = (~np.isnan(values)).sum(1)
     return np.divide(np.nansum(values, 1), n, out=np.full(len(n), np.nan), where=n > 0)
 
-# %% ../nbs/22_stats.ipynb #70b64ef9
+# %% ../nbs/22_stats.ipynb #17ed066a
 def holm(p) -> np.ndarray:  # (K,) adjusted p-values; NaN stays
     "Holm's step-down correction for testing many attributes at once"
     p = np.asarray(p, float); out = np.full(p.shape, np.nan)
@@ -63,7 +63,7 @@ def mcnemar(
     p = np.array([binomtest(int(x), int(x + y)).pvalue if x + y else 1. for x, y in zip(only_a, only_b)])
     return pd.DataFrame(dict(only_a=only_a, only_b=only_b, p=p, p_holm=holm(p)))
 
-# %% ../nbs/22_stats.ipynb #c592b822
+# %% ../nbs/22_stats.ipynb #22f92516
 def paired_permutation(
     gain,            # (N,) what each image adds to the difference of the means, for example correct_a - correct_b
     identity=None,   # (N,) signs are flipped per person
@@ -79,7 +79,7 @@ def paired_permutation(
         hits += int((np.abs(signs @ per_person) >= abs(per_person.sum()) - 1e-9).sum())
     return (hits + 1)/(replicates + 1)
 
-# %% ../nbs/22_stats.ipynb #c8ce9673
+# %% ../nbs/22_stats.ipynb #7b93d6e8
 def smallest_gap(
     difference: np.ndarray,  # (R,) bootstrap replicates of a paired difference
     level: float = .05, power: float = .8,
@@ -102,7 +102,7 @@ def compare(
     return dict(difference=float(value), low=float(low), high=float(high), smallest_gap=smallest_gap(drawn),
                 p_accuracy=paired_permutation(gain, identity, seed=seed))
 
-# %% ../nbs/22_stats.ipynb #c5a20172
+# %% ../nbs/22_stats.ipynb #23cd11c5
 def verdict(
     low: float, high: float,  # interval of (claimed better - claimed worse)
 ) -> str:

@@ -7,7 +7,7 @@ __all__ = ['MEAN', 'STD', 'INPUTS', 'NO_AUGMENT', 'Field', 'normalize', 'denorma
            'GatherDL', 'attribute_targets', 'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL',
            'mixed_dls', 'show_attributes']
 
-# %% ../../nbs/07_data.loaders.ipynb #f610e443
+# %% ../../nbs/07_data.loaders.ipynb #2b91ec92
 import math
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from ..core import DataError
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/07_data.loaders.ipynb #4c8b3312
+# %% ../../nbs/07_data.loaders.ipynb #7789ec92
 MEAN, STD = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])  # of ImageNet, which the published weights expect
 INPUTS = ("image", "picture", "maps")
 
@@ -50,7 +50,7 @@ def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
     "The inverse of `normalize`"
     return ((x.float().cpu()*STD[:, None, None] + MEAN[:, None, None])*255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/07_data.loaders.ipynb #98eb42b8
+# %% ../../nbs/07_data.loaders.ipynb #2c1ba355
 @dataclass(frozen=True)
 class Augment:
     "Random mirror, shift, scale, rotation and colour for a batch; every value is a range around doing nothing"
@@ -85,7 +85,7 @@ def jitter(
     gray = x.mean(1, keepdim=True)
     return (gray + (x - gray)*saturation[:, None])*contrast[:, None] + offset[:, None]
 
-# %% ../../nbs/07_data.loaders.ipynb #8295d94c
+# %% ../../nbs/07_data.loaders.ipynb #a589e085
 def _part(theta, size, whole):
     "The affine map that samples a part of the given size"
     return theta*torch.tensor([size[1]/whole[1], size[0]/whole[0], 1.], device=theta.device)
@@ -123,7 +123,7 @@ def transform(
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return jitter(x, how["colour"]) if f.kind == "image" else x
 
-# %% ../../nbs/07_data.loaders.ipynb #ec550b5a
+# %% ../../nbs/07_data.loaders.ipynb #7d6aa524
 class GatherDL(DataLoader):
     "A fastai `DataLoader` whose batch is one gather per field; inputs come first, then targets"
     def __init__(self,
@@ -160,7 +160,7 @@ class GatherDL(DataLoader):
         how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
         return tuple(transform(f, x, how) for f, x in zip(self.fields, b))
 
-# %% ../../nbs/07_data.loaders.ipynb #bf58a6b8
+# %% ../../nbs/07_data.loaders.ipynb #8559ecfe
 def attribute_targets(
     table: AttributeTable,
 ) -> np.ndarray:  # (N, NA) float32: 0, 1, or NaN where unknown
@@ -197,7 +197,7 @@ def attribute_dls(
     valid = attribute_loader(table, inputs, "valid" if has_valid else "train", 2*bs, ok=ok, **kwargs)
     return DataLoaders(train, valid)
 
-# %% ../../nbs/07_data.loaders.ipynb #db852f87
+# %% ../../nbs/07_data.loaders.ipynb #04e2bc47
 def parsing_loader(
     table: ParsingTable,
     inputs: list,
@@ -244,7 +244,7 @@ class MixedDL(GatherDL):
 
     def __len__(self): return super().__len__() + (0 if self.shuffle or self.parsing is None else len(self.parsing))
 
-# %% ../../nbs/07_data.loaders.ipynb #a95622fc
+# %% ../../nbs/07_data.loaders.ipynb #eb656519
 def mixed_dls(
     table: AttributeTable, image: Field, parsing: ParsingTable, parsing_image: Field, labels,
     bs: int = 32,            # attribute pictures per batch; as many parsing pictures come beside them
@@ -262,7 +262,7 @@ def mixed_dls(
         return dl
     return DataLoaders(one("train", True), one("valid", False))
 
-# %% ../../nbs/07_data.loaders.ipynb #733cf283
+# %% ../../nbs/07_data.loaders.ipynb #6a5332e4
 def _pictures(x, n, cols):
     n = min(n, len(x)); rows = math.ceil(n/cols)
     fig, axes = plt.subplots(rows, cols, figsize=(cols*2.1, rows*2.9), squeeze=False)
@@ -292,7 +292,7 @@ def show_attributes(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/07_data.loaders.ipynb #244ace4e
+# %% ../../nbs/07_data.loaders.ipynb #342a531f
 def _show_batch(self, b=None, max_n=8, **kwargs):
     "Show pictures of a batch with their attributes"
     b = self.one_batch() if b is None else b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'folder_lock', 'ArrayStore', 'array_store', 'View', 'box_view', 'pad_view', 'pixel_store', 'label_store']
 
-# %% ../../nbs/06_data.pixels.ipynb #921356e6
+# %% ../../nbs/06_data.pixels.ipynb #fb4a2030
 import fcntl, os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from PIL import Image
 from ..core import DataError, cache_dir, digest, progress, read_json, write_json
 from .tables import read_image, split_archive
 
-# %% ../../nbs/06_data.pixels.ipynb #ba02f45f
+# %% ../../nbs/06_data.pixels.ipynb #77713ca0
 @contextmanager
 def folder_lock(
     folder: str | Path,  # made when missing
@@ -31,7 +31,7 @@ def folder_lock(
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../../nbs/06_data.pixels.ipynb #6170fc95
+# %% ../../nbs/06_data.pixels.ipynb #cd97b242
 @dataclass
 class ArrayStore:
     "N arrays of one shape in a memory-mapped file; `store[rows]` gathers them as a tensor"
@@ -61,7 +61,7 @@ def _allocate(path, size):
             path.unlink()
             raise OSError(e.errno, f"{path} needs {size/2**20:.0f} MiB and the disk has no room: free some, or set SYMBIOSIS_CACHE to another disk") from e
 
-# %% ../../nbs/06_data.pixels.ipynb #a080c29c
+# %% ../../nbs/06_data.pixels.ipynb #8e856075
 def _fill(folder, todo, status, data, make, chunk, desc):
     "Compute the rows still to do, chunk by chunk; returns what was wrong"
     problems = []
@@ -102,7 +102,7 @@ def array_store(
     return ArrayStore(folder, np.memmap(folder/"data.bin", np.dtype(meta["dtype"]), "r", shape=tuple(meta["shape"])),
                       np.fromfile(folder/"status.bin", np.uint8) == 1, meta["problems"])
 
-# %% ../../nbs/06_data.pixels.ipynb #e181a89a
+# %% ../../nbs/06_data.pixels.ipynb #271edac6
 @dataclass(frozen=True)
 class View:
     "How a sample's picture is cut out of its file before it is resized"
@@ -123,7 +123,7 @@ def box_view(
         return image.crop((max(0, round(x0)), max(0, round(y0)), min(image.width, round(x1)), min(image.height, round(y1))))
     return View(f"box{margin:g}-{digest(np.asarray(boxes))}", crop)
 
-# %% ../../nbs/06_data.pixels.ipynb #a8bdc98a
+# %% ../../nbs/06_data.pixels.ipynb #cce79cb7
 def pad_view(
     size: tuple,  # (height, width) whose shape is wanted
 ) -> View:
@@ -136,7 +136,7 @@ def pad_view(
         return Image.fromarray(np.pad(pixels, pad, constant_values=255) if pixels.ndim == 2 else np.pad(pixels, (*pad, (0, 0)), mode="edge"))
     return View(f"pad{size[0]}x{size[1]}", crop)
 
-# %% ../../nbs/06_data.pixels.ipynb #90e617a2
+# %% ../../nbs/06_data.pixels.ipynb #45a37e1f
 def _stamp(path):
     "Name, size and time of a file (of its archive when it lies in one)"
     archive, member = split_archive(Path(path))
@@ -170,7 +170,7 @@ def pixel_store(
         raise DataError(f"{len(store.problems)} of {len(paths)} images cannot be used; mend them, or leave them out with on_bad='skip'", store.problems)
     return store
 
-# %% ../../nbs/06_data.pixels.ipynb #e6896013
+# %% ../../nbs/06_data.pixels.ipynb #208904a0
 def _shrink_label(label, size):
     return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
 

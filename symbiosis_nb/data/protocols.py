@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resplit', 'cross', 'distort', 'enlarge']
 
-# %% ../../nbs/08_data.protocols.ipynb #7c236418
+# %% ../../nbs/08_data.protocols.ipynb #d5c19ca1
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import DataError, atomic_write, cache_dir, digest, progress
 from .pixels import _stamp, folder_lock
 from .tables import AttributeTable, read_image
 
-# %% ../../nbs/08_data.protocols.ipynb #38af1cf9
+# %% ../../nbs/08_data.protocols.ipynb #3576531f
 def resplit(
     table: AttributeTable,
     train: float = .8, test: float = .1,  # shares; the rest is for validation
@@ -32,7 +32,7 @@ def resplit(
     split = np.where(place < train, "train", np.where(place >= 1 - test, "test", "valid"))
     return replace(table, name=f"{table.name}, {round(100*train)}:{round(100*test)} by {by}", split=split, notes=[*table.notes, f"split anew by {by}, seed {seed}"])
 
-# %% ../../nbs/08_data.protocols.ipynb #ecb2a522
+# %% ../../nbs/08_data.protocols.ipynb #fb2fc383
 def cross(
     source: AttributeTable,   # trained and validated on
     target: AttributeTable,   # tested on
@@ -48,7 +48,7 @@ def cross(
     return AttributeTable(f"{source.name} to {target.name}", source.vocab, [*a.paths, *b.paths], stack("labels"), stack("known"), split, people, frame="whole",
                           notes=[*source.notes, *target.notes])
 
-# %% ../../nbs/08_data.protocols.ipynb #94cb7995
+# %% ../../nbs/08_data.protocols.ipynb #ed99e938
 def distort(
     image: Image.Image,
     rng: np.random.Generator,
@@ -64,7 +64,7 @@ def distort(
     mesh = [((int(grid[y, x, 0]), int(grid[y, x, 1]), int(grid[y + 1, x + 1, 0]), int(grid[y + 1, x + 1, 1])), quad(y, x)) for y in range(cells) for x in range(cells)]
     return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
-# %% ../../nbs/08_data.protocols.ipynb #63466a35
+# %% ../../nbs/08_data.protocols.ipynb #80207364
 def _write_copy(source, path, seed, row, k, how):
     "One distorted, perhaps mirrored copy; a `DataError` for a picture that cannot be read"
     if path.exists(): return None

@@ -21,7 +21,7 @@ __all__ = ['CAUSES', 'BEARD', 'ORDER', 'GOLDEN', 'ALIGNED', 'CENTRE', 'SKIN', 'N
            'clean_labels', 'make_parsing', 'read_parsing', 'other_habits', 'person_name', 'make_shifted_faces',
            'write_mat', 'read_shifted']
 
-# %% ../../nbs/04_data.synthetic.ipynb #f987ad43
+# %% ../../nbs/04_data.synthetic.ipynb #bbd625ed
 import io, math, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ from .official import celeba, helen, lfwa
 from .tables import SPLITS
 from ..vocab import CELEBA, HAIR_COLOURS, HELEN
 
-# %% ../../nbs/04_data.synthetic.ipynb #3e92dfe2
+# %% ../../nbs/04_data.synthetic.ipynb #e8ac77ca
 def uniform(
     seed,             # which world, number or text
     name: str,        # which question, for example "eye colour"
@@ -59,7 +59,7 @@ def normal(seed, name, ids):
     "As `uniform`, standard normal"
     return ndtri(uniform(seed, name, ids))
 
-# %% ../../nbs/04_data.synthetic.ipynb #5aace83e
+# %% ../../nbs/04_data.synthetic.ipynb #0081ee47
 CAUSES = """
 5_o_Clock_Shadow    .5 rough -.2
 Arched_Eyebrows     .7 male -.45 makeup .35
@@ -105,7 +105,7 @@ Young               .9 age -.9
 BEARD = ("5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns")
 ORDER = ("Male", "No_Beard", "Bald", "Gray_Hair", "Black_Hair", "Blond_Hair", "Brown_Hair", "Straight_Hair")  # decided first
 
-# %% ../../nbs/04_data.synthetic.ipynb #d9060a9b
+# %% ../../nbs/04_data.synthetic.ipynb #71c12ee1
 GOLDEN = (math.sqrt(5) - 1)/2
 
 @lru_cache
@@ -134,7 +134,7 @@ def attribute_scores(seed, index, identity):
         scores[:, j] += rest*(math.sqrt(own)*who + math.sqrt(1 - own)*now)
     return scores
 
-# %% ../../nbs/04_data.synthetic.ipynb #935a4055
+# %% ../../nbs/04_data.synthetic.ipynb #91f21aec
 def eligible(
     name: str,           # an attribute
     labels: np.ndarray,  # (N, 40) bool: what is decided so far
@@ -167,7 +167,7 @@ def _cuts():
     ids = np.arange(40_000)
     return decide(attribute_scores(-1, ids, ids//2))[1]
 
-# %% ../../nbs/04_data.synthetic.ipynb #d9eec691
+# %% ../../nbs/04_data.synthetic.ipynb #16acd1e7
 @dataclass
 class Faces:
     "N faces that can be drawn: what they have, and the ids all chance depends on"
@@ -202,7 +202,7 @@ class Faces:
         g = (1 - gap)/2*r + self.on(name)*(1 + gap)/2
         return lo + (hi - lo)*g
 
-# %% ../../nbs/04_data.synthetic.ipynb #f7c95f79
+# %% ../../nbs/04_data.synthetic.ipynb #e9d6bf5f
 def repair(
     labels: np.ndarray,  # (N, 40) bool
     name: str,           # the attribute that was just changed, which stays
@@ -230,7 +230,7 @@ def toggle(
     labels[:, j] ^= True
     return replace(faces, labels=repair(labels, name, full), full=full)
 
-# %% ../../nbs/04_data.synthetic.ipynb #fb28964e
+# %% ../../nbs/04_data.synthetic.ipynb #f654a647
 def identities(
     seed: int,
     n: int,          # pictures
@@ -258,7 +258,7 @@ def sample_faces(
     index = np.arange(1, n + 1)
     return Faces(decide(attribute_scores(seed, index, identity), _cuts())[0], index, identity, seed, look), split
 
-# %% ../../nbs/04_data.synthetic.ipynb #40fa0c12
+# %% ../../nbs/04_data.synthetic.ipynb #ef60a379
 def ellipse(x, y, rx, ry):
     "Distance to an ellipse around the origin, measured along the ray from the centre"
     k = torch.sqrt((x/rx)**2 + (y/ry)**2) + 1e-6
@@ -292,7 +292,7 @@ def line(x, y, ax, ay, bx, by, r):
     t = (((x - ax)*dx + (y - ay)*dy)/(dx*dx + dy*dy)).clamp(0, 1)
     return torch.sqrt((x - ax - t*dx)**2 + (y - ay - t*dy)**2) - r
 
-# %% ../../nbs/04_data.synthetic.ipynb #286c0126
+# %% ../../nbs/04_data.synthetic.ipynb #242570a4
 def rgb(*values):
     "(1, 3, 1, 1) colour from 0..255"
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)/255
@@ -313,7 +313,7 @@ def ramp(t, colours):
     i = s.long().clamp(max=len(table) - 2)
     return torch.lerp(table[i], table[i + 1], (s - i)[:, None])[:, :, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #e3af9771
+# %% ../../nbs/04_data.synthetic.ipynb #87137213
 ALIGNED = (0., 0., 178., 218.)  # x0, y0, x1, y1 of the aligned frame
 CENTRE = (88.5, 111.5)          # the point between the eyes in that frame
 
@@ -368,7 +368,7 @@ class Canvas:
                                 rows=rows if self.rows is None else self.rows[rows])
             yield sub
 
-# %% ../../nbs/04_data.synthetic.ipynb #d18656e9
+# %% ../../nbs/04_data.synthetic.ipynb #2182016f
 def window(c, box, depth, scene):
     "Row and column slices that hold the box of every face"
     x0, y0, x1, y1 = (torch.as_tensor(v, dtype=torch.float32) for v in box)
@@ -421,7 +421,7 @@ class Patch:
         "A soft shadow around a shape that is about to be laid"
         return self.lay(d - soft/3, rgb(*colour), soft=soft, opacity=opacity)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f23026b2
+# %% ../../nbs/04_data.synthetic.ipynb #c544ec02
 SKIN = ((250, 222, 200), (240, 198, 168), (224, 172, 137), (196, 140, 102), (155, 103, 72), (110, 70, 48), (84, 54, 40))
 NATURAL = dict(Black_Hair=((20, 18, 22), (42, 36, 38)), Brown_Hair=((82, 50, 30), (124, 82, 50)),
                Blond_Hair=((206, 164, 96), (240, 216, 158)), Gray_Hair=((138, 138, 142), (206, 206, 210)))
@@ -450,7 +450,7 @@ def crooked(f: Faces):
     "(N, 1, 1) -1..1: how far the face is from mirror symmetry, and to which side; little where Attractive"
     return f.grade("Attractive", 1., 0.)*torch.where(f.u("crooked side", who=True) < .5, -1., 1.)
 
-# %% ../../nbs/04_data.synthetic.ipynb #77aa16a8
+# %% ../../nbs/04_data.synthetic.ipynb #657809db
 def anatomy(f: Faces):
     "The measures of each face, (N, 1, 1) in aligned pixels, and its colours, (N, 3, 1, 1)"
     own = lambda name, s: f.u(name, -s, s, who=True)
@@ -496,7 +496,7 @@ def strands(p, bright=1.):
     extra = .10*shine*(1 + .3*line) + .03*(straight + wavy)*line
     return (g.hair*(bright + (.03 + .20*straight + .20*wavy)*line)[:, None] + extra[:, None]).clamp_(0, 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #ee2af9d5
+# %% ../../nbs/04_data.synthetic.ipynb #f2c33416
 CLOTH = ((36, 40, 52), (70, 74, 84), (24, 66, 110), (120, 32, 40), (206, 200, 190), (60, 96, 70), (150, 120, 90), (86, 60, 110),
          (230, 226, 220), (180, 70, 60))
 WALL = ((96, 112, 130), (150, 160, 168), (70, 78, 90), (176, 150, 124), (120, 136, 110), (190, 184, 172), (110, 84, 80), (60, 92, 110),
@@ -540,7 +540,7 @@ def neck(c):
     p.lay(d, skin_shade(p, .1), 0)
     p.lay(torch.maximum(ellipse(p.x, p.y - g.chin - 2, width + 4, 13.), d), g.skin*.45, soft=14., opacity=.5)
 
-# %% ../../nbs/04_data.synthetic.ipynb #b2ea948a
+# %% ../../nbs/04_data.synthetic.ipynb #88268e70
 def clothes(c):
     "Shoulders with a round or V-shaped neckline"
     p, f = Patch(c, (-115, 70, 115, 190), depth=-3.), c.f
@@ -570,7 +570,7 @@ def necktie(c):
         p.lay(torch.maximum(p.x.abs() - 4.2 - .22*(p.y - 92).clamp(min=0), 90 - p.y), colour*.95, 0)
         p.lay(torch.maximum(p.x.abs() - 7.2 + .32*(p.y - 85), (p.y - 89.5).abs() - 6), colour, 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #cde952c3
+# %% ../../nbs/04_data.synthetic.ipynb #f33dd2e1
 def necklace(c):
     "A chain with beads or a pendant"
     for s in c.only(c.f.on("Wearing_Necklace") > 0):
@@ -614,7 +614,7 @@ def face(c):
     p.lay(torch.maximum(d - 2, 30 - p.y), g.skin*.4, soft=4., opacity=.5)
     p.lay(d, skin_shade(p), 1)
 
-# %% ../../nbs/04_data.synthetic.ipynb #339ad81e
+# %% ../../nbs/04_data.synthetic.ipynb #7612d56e
 def cheeks(c):
     "Cheekbones (light above, shade below) and red cheeks"
     high = c.f.grade("High_Cheekbones", -.3, 1.).clamp(min=0)
@@ -659,7 +659,7 @@ def bags(c):
         p.lay(bow(x, y - 8, 9.5, -4., 4.4), mix(g.skin*.55, rgb(90, 50, 90), 0*a + .3), soft=3., opacity=.9*a)
         p.lay(bow(x, y - 10.5, 8.5, -4., 1.4), g.skin*.38, soft=1., opacity=.85*a)
 
-# %% ../../nbs/04_data.synthetic.ipynb #545e7f95
+# %% ../../nbs/04_data.synthetic.ipynb #7f4e7972
 def fuzz(x, y):
     "A texture of short hair, about -1..1"
     return torch.sin(x*1.9 + 1.7*torch.sin(y*1.3))*torch.sin(y*1.5 + 1.9*torch.sin(x*1.1)) + .5*torch.sin(x*3.1 + y*2.3)
@@ -714,7 +714,7 @@ def beard(c):
     for name, grow in kinds.items():
         for s in c.only(bearded & (c.f.on(name) > 0)): grow(s)
 
-# %% ../../nbs/04_data.synthetic.ipynb #885c2140
+# %% ../../nbs/04_data.synthetic.ipynb #54f9bf1c
 def nose(c):
     "A bridge with its shade, wings, nostrils; round or pointed tip"
     p, g = Patch(c, (-18, -6, 18, 42), depth=7.), c.g
@@ -756,7 +756,7 @@ def mouth(c):
     crease = bow(p.y - g.mouth_y + .3*g.smile, x.abs() - g.mouth_w - 2.5, 5.5, 1.6, 1.4)
     p.lay(crease, g.skin*.5, soft=1., opacity=(g.smile/6.5 - .35).clamp(0, .6))
 
-# %% ../../nbs/04_data.synthetic.ipynb #6a20506d
+# %% ../../nbs/04_data.synthetic.ipynb #91a7d9cf
 IRIS = ((70, 44, 26), (92, 62, 34), (60, 84, 60), (70, 110, 150), (96, 120, 130), (50, 34, 24))
 SHADOW = ((70, 60, 120), (40, 90, 120), (110, 50, 110), (50, 44, 50), (40, 100, 90), (140, 70, 60))
 
@@ -800,7 +800,7 @@ def brows(c):
         d = bow(u - 1, y - .02*arch*u - .35*arch, 11.5, arch, thick, .62)
         p.lay(d, (g.hair*.5 + .02)*(1 + .3*torch.sin(p.x*2.2 + p.y))[:, None], region, soft=.4, opacity=.92)
 
-# %% ../../nbs/04_data.synthetic.ipynb #31d79e4c
+# %% ../../nbs/04_data.synthetic.ipynb #215a9983
 def front_hair(c):
     "Hair on the skull and down the sides with its hairline; a fringe of it on bald heads; bangs"
     for long in (False, True):
@@ -842,7 +842,7 @@ def bangs(c):
     d = torch.maximum(torch.maximum(p.y - edge, -54 - p.y), ellipse(p.x, p.y + 2, g.rx + 1, 58.))
     p.shade(d, 4., .4).lay(d, strands(p)*(1 + .08*torch.sin(p.x*1.1 + phase))[:, None], HAIR)
 
-# %% ../../nbs/04_data.synthetic.ipynb #103b097f
+# %% ../../nbs/04_data.synthetic.ipynb #08373437
 FRAME = ((24, 22, 26), (70, 40, 24), (140, 30, 36), (180, 150, 80), (40, 60, 110), (110, 112, 118))
 HAT = ((176, 36, 44), (28, 52, 112), (30, 30, 36), (206, 176, 116), (214, 208, 204), (216, 140, 40))
 
@@ -905,7 +905,7 @@ def brimmed(c):
     p.lay(lens(p.x, p.y + 22, 42., 0., 12.), rgb(20, 14, 10), soft=6., opacity=.3)
     p.lay(lens(p.x, p.y + 29, 78., 5., 9.), one*(.92 + .01*(p.y + 30))[:, None], 0)
 
-# %% ../../nbs/04_data.synthetic.ipynb #5a5b0909
+# %% ../../nbs/04_data.synthetic.ipynb #716bbee3
 def any_hair(f, k):
     "Some natural hair colour, nobody's in particular"
     return ramp(f.u(f"{k} hair"), sum(NATURAL.values(), ()))
@@ -949,7 +949,7 @@ def decoys(c, slots, name):
                 p = Patch(s, (x - 36, y - 34, x + 36, y + 34), scene=True)
                 p.lay(*list(DECOYS.values())[j](s.f, k, (p.x - x)/size, (p.y - y)/size), soft=1., opacity=.9)
 
-# %% ../../nbs/04_data.synthetic.ipynb #3927247d
+# %% ../../nbs/04_data.synthetic.ipynb #7ddee8d0
 def occluder(c):
     "A hand, a microphone or a bar in front of the face"
     kind = c.f.u("occluder")
@@ -985,7 +985,7 @@ def relight(c):
     if f.look == "shifted": cast = cast*torch.tensor([1.08, .98, .82]).view(1, 3, 1, 1)
     c.rgb.mul_(fall.clamp(min=.3)[:, None]*cast*f.u("exposure", .86, 1.12)[:, None])
 
-# %% ../../nbs/04_data.synthetic.ipynb #70c541f2
+# %% ../../nbs/04_data.synthetic.ipynb #e13763b0
 def smooth(planes, sigma):
     "Gaussian blur of (N, 3, H, W) with `sigma` (N, 1, 1) in pixels"
     reach = int(2.5*float(sigma.max())) + 1
@@ -1013,7 +1013,7 @@ def grain(c):
     dx, dy = ((c.f.u(f"grain {k}")*(640 - n)).long().flatten().tolist() for k, n in (("x", W), ("y", H)))
     for picture, x, y, a in zip(c.rgb, dx, dy, amount): picture.add_(bank[:, y:y + H, x:x + W], alpha=float(a))
 
-# %% ../../nbs/04_data.synthetic.ipynb #8e0524fc
+# %% ../../nbs/04_data.synthetic.ipynb #9b0e3927
 def wall_decoys(c):
     "Decoys on the wall"
     decoys(c, WALL_SLOTS, "wall")
@@ -1057,7 +1057,7 @@ def draw(
         images.append(c.rgb.clamp_(0, 1)); parts.append(c.regions)
     return (torch.cat(images), torch.cat(parts)) if regions else torch.cat(images)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f7ec63d1
+# %% ../../nbs/04_data.synthetic.ipynb #e692f277
 def landmarks(
     faces: Faces,
     frame=ALIGNED,
@@ -1081,7 +1081,7 @@ def face_boxes(
     xs, ys = (torch.cat([s[k].flatten(1) for s in spots], 1) for k in (0, 1))
     return torch.stack([xs.amin(1), ys.amin(1), xs.amax(1) - xs.amin(1), ys.amax(1) - ys.amin(1)], 1).numpy()
 
-# %% ../../nbs/04_data.synthetic.ipynb #4d200edf
+# %% ../../nbs/04_data.synthetic.ipynb #0ecdc224
 def cues(
     faces: Faces,
     names=None,       # attributes; default all
@@ -1103,7 +1103,7 @@ def cues(
             layer(c)
     return out
 
-# %% ../../nbs/04_data.synthetic.ipynb #38344a57
+# %% ../../nbs/04_data.synthetic.ipynb #61add6c8
 def contrast(
     faces: Faces,
     names: list,       # one attribute per face
@@ -1120,7 +1120,7 @@ def contrast(
         out.append(torch.cat([with_, without, .25*with_ + .75*mask[:, None]]))
     return torch.stack(out)
 
-# %% ../../nbs/04_data.synthetic.ipynb #e27a6585
+# %% ../../nbs/04_data.synthetic.ipynb #8b91f148
 LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
 SIDE, VERSION = "Synthetic", 2  # folder of what is no part of the official layout; raised when the pictures change
 
@@ -1142,7 +1142,7 @@ def celeba_boxes(
     lines = [f"{n} " + "%5d %3d %3d %3d" % tuple(b) for n, b in zip(names, np.asarray(boxes).tolist())]
     return ("\r\n".join([str(len(names)), "image_id x_1 y_1 width height", *lines]) + "\r\n").encode("ascii")
 
-# %% ../../nbs/04_data.synthetic.ipynb #c2cabf93
+# %% ../../nbs/04_data.synthetic.ipynb #166ecf0b
 def write_bytes(path, data):
     "Write whole or not at all"
     with atomic_write(path) as tmp: tmp.write_bytes(data)
@@ -1182,7 +1182,7 @@ def fresh(out, settings):
     if dict(read_json(mark), version=VERSION) == settings: mark.unlink(); return True
     raise DataError(f"{out} holds another synthetic set ({read_json(mark)}): delete it, or choose another folder")
 
-# %% ../../nbs/04_data.synthetic.ipynb #33dc62a5
+# %% ../../nbs/04_data.synthetic.ipynb #f0c7c416
 def write_pictures(
     faces: Faces,
     paths: list,      # N files
@@ -1215,7 +1215,7 @@ def write_wild(faces, paths):
     boxes[:, :2] -= crop[:, :2]
     return boxes*zoom[:, None], (marks - crop[:, None, :2])*zoom[:, None, None]
 
-# %% ../../nbs/04_data.synthetic.ipynb #d31835e7
+# %% ../../nbs/04_data.synthetic.ipynb #09eec94a
 def write_cues(
     faces: Faces,
     names: list,      # N file names
@@ -1256,7 +1256,7 @@ def cue_masks(
     if not path.exists(): raise DataError(f"{path} is missing: cue masks exist for sets drawn by make_faces(..., cue_masks=True) only")
     with np.load(path) as z: return CueMasks(z["names"].tolist(), z["bits"], tuple(z["size"].tolist()))
 
-# %% ../../nbs/04_data.synthetic.ipynb #a2904123
+# %% ../../nbs/04_data.synthetic.ipynb #dcee2bac
 def make_faces(
     out,                  # folder to write to
     n: int = 5000,        # pictures
@@ -1288,7 +1288,7 @@ def make_faces(
     write_json(out/SIDE/"settings.json", settings)
     return read_faces(out)
 
-# %% ../../nbs/04_data.synthetic.ipynb #f70fa085
+# %% ../../nbs/04_data.synthetic.ipynb #cad79594
 def read_faces(
     out,                # a folder `make_faces` wrote
     variant="aligned",  # as in `data.official.celeba`
@@ -1304,7 +1304,7 @@ def clean_labels(
     rows = [line.split()[1:] for line in (Path(root)/SIDE/"list_attr_clean.txt").read_text().splitlines()[2:]]
     return (np.array(rows, int) > 0).astype(np.uint8)
 
-# %% ../../nbs/04_data.synthetic.ipynb #a1fd9290
+# %% ../../nbs/04_data.synthetic.ipynb #b3f3d23b
 def make_parsing(
     out,             # folder to write to
     n: int = 400,    # pictures; parted 80/10/10 as exemplars, tuning, testing
@@ -1338,7 +1338,7 @@ def read_parsing(
     "The set as read by the official reader of Helen, with the word synthetic in its name"
     return replace(helen(out), name="synthetic parsing", notes=drawn(out))
 
-# %% ../../nbs/04_data.synthetic.ipynb #81b0cb5a
+# %% ../../nbs/04_data.synthetic.ipynb #8b6cb8a8
 GRADUAL = ("Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Big_Lips", "Big_Nose", "Bushy_Eyebrows", "Chubby", "High_Cheekbones",
            "Mouth_Slightly_Open", "Narrow_Eyes", "Oval_Face", "Pointy_Nose", "Smiling")
 LFW = (-36.5, -3.5, 213.5, 246.5)  # the frame of an LFW picture, 250 x 250

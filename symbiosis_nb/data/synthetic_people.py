@@ -12,7 +12,7 @@ __all__ = ['VERSION', 'TRAITS', 'GIVEN', 'AS_WIDER', 'EXCLUDES', 'FRAME', 'PART'
            'box_cues', 'write_scenes', 'write_cue_file', 'parts_of', 'make_wider', 'read_wider', 'berkeley_text',
            'make_berkeley', 'read_berkeley', 'write_lip', 'make_lip', 'read_lip', 'people_cue_masks']
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #bc84e66c
+# %% ../../nbs/08_data.synthetic_people.ipynb #8eaabff3
 import io, json
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,7 +30,7 @@ from .synthetic import (CENTRE, HAT, SIDE, SKIN, TIE, WALL, Canvas, CueMasks, Pa
     fresh, in_parallel, lens, line, mix, normal, ramp, rgb, smooth, to_image, uniform, write_bytes)
 from ..vocab import BERKELEY, LIP, WIDER
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #f271c260
+# %% ../../nbs/08_data.synthetic_people.ipynb #3f449bc3
 VERSION = 1
 TRAITS = """
 Male       .58
@@ -92,7 +92,7 @@ def decide_people(
 @lru_cache
 def _cuts(): return decide_people("nobody", np.arange(20_000))[1]
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #d2fb236e
+# %% ../../nbs/08_data.synthetic_people.ipynb #a6a4ebef
 EXCLUDES = (("T-shirt", "longSleeve"), ("T-shirt", "formal"), ("longPants", "skirt"), ("longPants", "shorts"), ("shorts", "skirt"),
             ("jeans", "skirt"), ("jeans", "shorts"), ("logo", "formal"), ("stripe", "formal"), ("logo", "stripe"))
 
@@ -142,7 +142,7 @@ def change(
     if name == "longPants": labels[~put_on, jeans] = False
     return replace(people, labels=labels)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #7321fd81
+# %% ../../nbs/08_data.synthetic_people.ipynb #694b9d26
 FRAME = (CENTRE[0] - 50, CENTRE[1] - 104, CENTRE[0] + 50, CENTRE[1] + 104)
 PART = {name: k for k, name in enumerate(LIP)}
 SIDES = ((-1, "Right"), (1, "Left"))  # -1: left in the picture
@@ -195,7 +195,7 @@ class Figure(Canvas):
         self.rgb, self.regions = torch.zeros(len(people), 3, *size), torch.zeros(len(people), len(LIP), *size)
         self.regions[:, 0] = 1
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #98b195ef
+# %% ../../nbs/08_data.synthetic_people.ipynb #29e8a4b5
 def limb(x, y, joint, r, start=0., to=1.):
     "Distance to an arm or leg of radius `r`, or to the part of it between the shares `start` and `to` of its length"
     def at(t):
@@ -239,7 +239,7 @@ def trousers(c, r, to):
             p.lay(box(p.x, p.y + 3, s.g.hip + .6, 9., 4.), cloth(p, lower_colour(s)), number)
             for q, joint, _ in both(s, "legs"): q.lay(limb(q.x, q.y, joint, r, 0., to), cloth(q, lower_colour(s)), number)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #cc5227dc
+# %% ../../nbs/08_data.synthetic_people.ipynb #4b432310
 def seams(c):
     "Stitched seams, a fly and pale knees make trousers jeans"
     p, g = Patch(c, (-34, -16, 34, 96)), c.g
@@ -266,7 +266,7 @@ def lower_wear(c):
             rows = ((s.g.dress > 0) == dress).float()
             p.lay(d, cloth(p, s.g.lower)*pleats, PART["Dress" if dress else "Skirt"], opacity=rows)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #26b60051
+# %% ../../nbs/08_data.synthetic_people.ipynb #62e90800
 def trunk(g, x, y):
     "Distance to the trunk from shoulders to hips"
     t = ((y + 62)/56).clamp(0, 1)
@@ -293,7 +293,7 @@ def upper_part(c):
     coat, dress, suit = c.f.on("formal") > 0, c.g.dress > 0, c.g.suit > 0
     return [(coat, PART["Coat"]), (dress, PART["Dress"]), (suit, PART["Jumpsuits"]), (~coat & ~dress & ~suit, PART["Upper-clothes"])]
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #c7d9d697
+# %% ../../nbs/08_data.synthetic_people.ipynb #49f42d2f
 def arms(c):
     "Arms with hands and the sleeves over them, sometimes gloves"
     long, short = c.f.on("longSleeve"), torch.maximum(c.f.on("T-shirt"), c.f.on("formal"))
@@ -337,7 +337,7 @@ def suit(c):
     p.lay(torch.maximum((y + 60).abs() - .5 - .6*x, x - 4.5), choose(f.u("tie"), TIE), opacity=bow_tie)
     for k in (0, 1): p.lay(ellipse(p.x, y + 24 - 9*k, 1.1, 1.1), rgb(220, 220, 214))
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #ad25f09a
+# %% ../../nbs/08_data.synthetic_people.ipynb #2e99f939
 def back_hair(c):
     "Long hair behind the shoulders"
     for s in c.only(c.f.on("longHair") > 0):
@@ -372,7 +372,7 @@ def crown(c):
     there = torch.maximum(long, (c.f.u("bald") > .06).float())
     p.lay(torch.minimum(torch.maximum(cap, y - 1 - 30*long), side), colour, PART["Hair"], opacity=there)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #34470e2e
+# %% ../../nbs/08_data.synthetic_people.ipynb #940dd532
 def eyewear(c):
     "Dark glasses; some are clear where the data set counts those too"
     for s in c.only(c.f.on("sunglass") > 0):
@@ -429,7 +429,7 @@ def draw_people(
         pictures.append((c.rgb*light[:, None]).clamp_(0, 1)); parts.append(c.regions)
     return torch.cat(pictures), torch.cat(parts)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #4c712085
+# %% ../../nbs/08_data.synthetic_people.ipynb #5d4f6dce
 def people_cues(
     people: People,
     names=None,       # attributes of WIDER; default all
@@ -441,7 +441,7 @@ def people_cues(
     base = whole(people)
     return torch.stack([(whole(change(people, n)) - base).abs().amax(1) > threshold for n in names or WIDER], 1).numpy()
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #e7f3688e
+# %% ../../nbs/08_data.synthetic_people.ipynb #3453f6ab
 SCENE = (270, 360)  # (H, W)
 LOWER = ("shorts", "jeans", "longPants", "skirt")
 DECOYS = dict(
@@ -490,7 +490,7 @@ def scenery(numbers, seed) -> torch.Tensor:  # (N, 3, H, W)
                 q.lay(*decoy(s.f, f"colour {i}", (q.x - x)/size, (q.y - y)/size), soft=1.)
     return c.rgb.clamp_(0, 1)
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #2daa2ef6
+# %% ../../nbs/08_data.synthetic_people.ipynb #d2298ea6
 @dataclass
 class Scenes:
     "Which people stand where"
@@ -555,7 +555,7 @@ def draw_scenes(
     if soft.any(): pictures[soft] = smooth(pictures[soft], light.u("focus", -2., 1.)[soft])
     return pictures.clamp(0, 1), boxes, owners, frames
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #6ce77d7f
+# %% ../../nbs/08_data.synthetic_people.ipynb #f8ed876a
 def specified(
     scenes: Scenes,
     given: dict,      # attribute of WIDER -> share of labels that are specified
@@ -599,7 +599,7 @@ def box_cues(
         out[i] &= inside & (owner[np.ix_(ys.clip(0, SCENE[0] - 1), xs.clip(0, SCENE[1] - 1))] == i)
     return out
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #38e5ff7a
+# %% ../../nbs/08_data.synthetic_people.ipynb #2a5159bf
 def write_scenes(
     scenes: Scenes,
     paths: list,        # file of every picture, in ascending order of its number
@@ -633,7 +633,7 @@ def parts_of(numbers, shares):
     "Which part each picture belongs to, in order, as positions in `shares`"
     return np.searchsorted(np.round(np.cumsum(shares)[:-1]*len(numbers)), np.arange(len(numbers)), side="right")
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #bc411752
+# %% ../../nbs/08_data.synthetic_people.ipynb #94221bfa
 def make_wider(
     out,                  # folder to write to
     n: int = 2000,        # people
@@ -669,7 +669,7 @@ def read_wider(
     "The set as read by the official reader, with the word synthetic in its name"
     return replace(wider_attribute(out), name="synthetic people (WIDER)", notes=drawn(out))
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #4d9e0eaf
+# %% ../../nbs/08_data.synthetic_people.ipynb #e3093539
 def berkeley_text(
     names: list,   # N file names
     boxes,         # (N, 4)
@@ -722,7 +722,7 @@ def read_berkeley(
     "The set as read by the official reader, with the word synthetic in its name"
     return replace(berkeley_attributes(out), name="synthetic people (Berkeley)", notes=drawn(out))
 
-# %% ../../nbs/08_data.synthetic_people.ipynb #9444a69f
+# %% ../../nbs/08_data.synthetic_people.ipynb #7fe55a85
 def write_lip(people, names, folders):
     "Pictures and label maps of one person each; sizes differ from picture to picture"
     for folder in folders.values(): folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'abstraction_image', 'recovered_regions', 'ReflectBlock', 
            'PatchDiscriminator', 'MultiscaleDiscriminator', 'init_gan', 'fusion_units', 'DualPath', 'needs_abstraction',
            'AbstractionNet']
 
-# %% ../../nbs/17_models.abstraction.ipynb #57d66c5a
+# %% ../../nbs/17_models.abstraction.ipynb #7359dd20
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from .backbones import Backbone, Residual, init_he
 from .pooling import AttributeModel, AvgPool
 
-# %% ../../nbs/17_models.abstraction.ipynb #0caff977
+# %% ../../nbs/17_models.abstraction.ipynb #7b3a94b4
 PALETTE = ((0, 0, 0), (255, 255, 0), (139, 76, 57), (139, 54, 38), (0, 205, 0), (0, 138, 0), (154, 50, 205),
            (0, 0, 139), (255, 165, 0), (72, 118, 255), (255, 0, 0))  # RGB of Helen's eleven labels (abstraction, 2)
 
@@ -34,7 +34,7 @@ def abstraction_image(
     hair = .6*c[-1][:, None, None]*maps[..., -1:, :, :]
     return ((.6*tint + .4*image)*(1 - maps[..., :1, :, :]) + hair).clamp(0, 1)
 
-# %% ../../nbs/17_models.abstraction.ipynb #5893379a
+# %% ../../nbs/17_models.abstraction.ipynb #c30538d8
 def recovered_regions(
     drawn: Tensor,  # (B,3,H,W) abstraction images in [0,1]
     image: Tensor,  # (B,3,H,W) the photographs, in [0,1]
@@ -47,7 +47,7 @@ def recovered_regions(
         distance.append((abstraction_image(image, maps, palette=palette) - drawn).square().sum(1))
     return torch.stack(distance, 1).argmin(1)
 
-# %% ../../nbs/17_models.abstraction.ipynb #19764684
+# %% ../../nbs/17_models.abstraction.ipynb #ba0d6c0b
 def _norm_relu(conv, cout): return [conv, nn.InstanceNorm2d(cout), nn.ReLU(inplace=True)]
 def _conv7(cin, cout): return [nn.ReflectionPad2d(3), nn.Conv2d(cin, cout, 7)]
 def _down(cin, cout): return _norm_relu(nn.Conv2d(cin, cout, 3, stride=2, padding=1), cout)
@@ -81,7 +81,7 @@ class GlobalGenerator(nn.Module):
             raise ValueError(f"sides {tuple(x.shape[-2:])} must be divisible by {self.factor}: choose another size, or fewer downsamplings")
         return self.last(self.features(x))
 
-# %% ../../nbs/17_models.abstraction.ipynb #ca4a98c3
+# %% ../../nbs/17_models.abstraction.ipynb #48b41248
 def halve(x: Tensor) -> Tensor:
     "Half the resolution, as all of pix2pixHD's pyramids do it: averages over 3 x 3, padding not counted"
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
@@ -99,7 +99,7 @@ class LocalEnhancer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x) + self.coarse(halve(x)))
 
-# %% ../../nbs/17_models.abstraction.ipynb #88b44178
+# %% ../../nbs/17_models.abstraction.ipynb #df96388e
 class PatchDiscriminator(nn.Module):
     "(B,6,H,W) -> the outputs of its five layers, the last one the patch scores (abstraction, 3)"
     def __init__(self, channels: int = 6, ndf: int = 64,
@@ -136,7 +136,7 @@ def init_gan(
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): nn.init.normal_(m.weight, 0, .02)
     return net
 
-# %% ../../nbs/17_models.abstraction.ipynb #975a28f2
+# %% ../../nbs/17_models.abstraction.ipynb #4605912b
 def fusion_units(
     trunk: Backbone,
     fuse: str = "block",  # "block" (the paper) or "stage"
@@ -155,7 +155,7 @@ def _run(modules, x):
     for m in modules: x = m(x)
     return x
 
-# %% ../../nbs/17_models.abstraction.ipynb #7bf483db
+# %% ../../nbs/17_models.abstraction.ipynb #a9d057c5
 class DualPath(AttributeModel):
     "Two trunks, fused by maxima: `(photo, abstraction) -> (B,NA)` (abstraction, 5)"
     def __init__(self,
@@ -195,7 +195,7 @@ class DualPath(AttributeModel):
         apart = {id(p) for g in pairs for p in g}
         return [*pairs, [p for p in self.parameters() if id(p) not in apart]]
 
-# %% ../../nbs/17_models.abstraction.ipynb #9545e3c4
+# %% ../../nbs/17_models.abstraction.ipynb #ed4e9fc8
 def _head(cin, n):
     "The classifier, N(0, 0.01) (abstraction, 6; the paper is silent)"
     head = nn.Linear(cin, n); nn.init.normal_(head.weight, 0, .01); nn.init.zeros_(head.bias)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sum_to_one', 'gated_moments', 'affine_of_bn', 'SSG', 'SSGNet', 'Averaged']
 
-# %% ../../nbs/13_models.gating.ipynb #43f2972b
+# %% ../../nbs/13_models.gating.ipynb #6787d64e
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .backbones import Backbone, conv_block, pool_blocks, replace_pools
 from .pooling import AttributeModel, fit_masks, region_vectors
 
-# %% ../../nbs/13_models.gating.ipynb #de817c30
+# %% ../../nbs/13_models.gating.ipynb #b8a35bbd
 def sum_to_one(
     masks: Tensor,      # (B,S,H,W), not negative
     eps: float = 1e-6,  # added to the sum; the paper is silent
@@ -21,7 +21,7 @@ def sum_to_one(
     "Region maps normalised over space (symbiosis, 2.4)"
     return masks / (masks.sum((2, 3), keepdim=True) + eps)
 
-# %% ../../nbs/13_models.gating.ipynb #c2b648a9
+# %% ../../nbs/13_models.gating.ipynb #b58aab54
 def gated_moments(
     y: Tensor,      # (B,C,H,W)
     masks: Tensor,  # (B,S,H,W)
@@ -31,7 +31,7 @@ def gated_moments(
     square = region_vectors(y.square(), masks.square()).mean(0)
     return mean, (square - mean.square()).clamp(min=0)
 
-# %% ../../nbs/13_models.gating.ipynb #8223918e
+# %% ../../nbs/13_models.gating.ipynb #694fd338
 def affine_of_bn(
     bn: nn.BatchNorm2d,  # over S*C channels, region-major; its running statistics move in training
     y: Tensor,           # (B,C,H,W)
@@ -53,7 +53,7 @@ def _track(bn, mean, var, n):
     bn.running_mean.lerp_(mean.to(bn.running_mean), bn.momentum)
     bn.running_var.lerp_((var * n / max(n - 1, 1)).to(bn.running_var), bn.momentum)
 
-# %% ../../nbs/13_models.gating.ipynb #e65d5537
+# %% ../../nbs/13_models.gating.ipynb #ab56c050
 def _one_region(y, mask, scale, shift, slope):
     "Gate, BN as scale and shift, PReLU, max-pool: (B,C,H,W) -> pooled values and the places they come from"
     g = torch.addcmul(shift[:, None, None], y * mask, scale[:, None, None])
@@ -68,7 +68,7 @@ def _one_region_backward(y, mask, scale, shift, slope, places, dp):
     du = dg * scale[:, None]
     return du * m, du * y, (dg * u).sum((0, 2)), dg.sum((0, 2)), (dp * g.clamp(max=0)).sum((0, 2))
 
-# %% ../../nbs/13_models.gating.ipynb #98898be7
+# %% ../../nbs/13_models.gating.ipynb #58801fc5
 class _GateAndPool(torch.autograd.Function):
     "All regions, one after another: y (B,C,H,W), masks (B,S,H,W), three (S,C) -> (B,S*C,ceil(H/2),ceil(W/2))"
     @staticmethod
@@ -100,7 +100,7 @@ class _GateAndPool(torch.autograd.Function):
             for d, r in zip(daffine, rest): d[k] = r
         return dy.view(y.shape), None if dm is None else dm.view(masks.shape), *daffine
 
-# %% ../../nbs/13_models.gating.ipynb #5fec0aab
+# %% ../../nbs/13_models.gating.ipynb #c3eaa5c7
 class SSG(nn.Module):
     "Semantic segmentation based gating: `(x (B,Cin,H,W), masks (B,S,h,w)) -> (B,Cout,H/2,W/2)`, ceil mode (symbiosis, 2.4)"
     def __init__(self,
@@ -134,7 +134,7 @@ class SSG(nn.Module):
         gated = (y[:, None] * self.masks_at(y, masks)[:, :, None]).flatten(1, 2)      # (B, S*C, H, W)
         return self.restore(F.max_pool2d(self.act(self.bn(gated)), 2, ceil_mode=True))
 
-# %% ../../nbs/13_models.gating.ipynb #402e1285
+# %% ../../nbs/13_models.gating.ipynb #f3a9871a
 class SSGNet(AttributeModel):
     "A trunk with SSG at some of its pools, then average pooling (symbiosis, row SSG)"
     def __init__(self,
@@ -160,7 +160,7 @@ class SSGNet(AttributeModel):
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:  # (B,3,H,W), (B,S,h,w) -> (B,NA)
         return self.head(self.features(x, self.masks_for(x, masks)).mean((2, 3)))
 
-# %% ../../nbs/13_models.gating.ipynb #ef205d36
+# %% ../../nbs/13_models.gating.ipynb #1383e04c
 class Averaged(nn.Module):
     "Average of several models' predictions, as logits (symbiosis, 2.5, row SSP+SSG)"
     def __init__(self,

@@ -6,14 +6,14 @@
 __all__ = ['AFTER', 'AttributeModel', 'fit_masks', 'AvgPool', 'SPPNet', 'region_vectors', 'SSP', 'SSPNet', 'landmark_masks',
            'BBoxNet', 'NaiveNet']
 
-# %% ../../nbs/12_models.pooling.ipynb #9ea9d76b
+# %% ../../nbs/12_models.pooling.ipynb #118ac0c5
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Backbone
 
-# %% ../../nbs/12_models.pooling.ipynb #97b03ddf
+# %% ../../nbs/12_models.pooling.ipynb #59c12e39
 class AttributeModel(nn.Module):
     "A trunk and what follows it; `forward(x, *extras) -> (B, NA) logits`"
     def __init__(self,
@@ -47,7 +47,7 @@ def fit_masks(
     if H % h == W % w == 0: return F.interpolate(masks, size=(H, W), mode="nearest")      # the same numbers, faster
     return F.adaptive_avg_pool2d(masks, size)
 
-# %% ../../nbs/12_models.pooling.ipynb #c523cb54
+# %% ../../nbs/12_models.pooling.ipynb #76762964
 class AvgPool(AttributeModel):
     "Global average pooling and one linear layer (symbiosis, rows Avg. Pooling and Inception-V3: baseline)"
     def __init__(self,
@@ -75,7 +75,7 @@ class SPPNet(AttributeModel):
         x = self.backbone(x)
         return self.head(torch.cat([F.adaptive_avg_pool2d(x, n).flatten(1) for n in self.levels], 1))
 
-# %% ../../nbs/12_models.pooling.ipynb #6451ed55
+# %% ../../nbs/12_models.pooling.ipynb #f99d520f
 def region_vectors(
     features: Tensor,       # (B,C,H,W)
     masks: Tensor,          # (B,S,H,W)
@@ -89,7 +89,7 @@ def region_vectors(
     if norm == "mask": return sums / (masks.sum((2, 3), dtype=torch.float32)[..., None] + eps).to(sums.dtype)
     raise ValueError(f"norm is 'area' or 'mask', not {norm!r}")
 
-# %% ../../nbs/12_models.pooling.ipynb #cf055a53
+# %% ../../nbs/12_models.pooling.ipynb #8b88a522
 class _L2(nn.Module):
     "Vectors of length sqrt(C)"
     def forward(self, v): return F.normalize(v, dim=-1) * v.shape[-1] ** 0.5
@@ -125,7 +125,7 @@ class SSP(nn.Module):
         R, a = self.branches(features, masks)
         return (a * R).sum(1)
 
-# %% ../../nbs/12_models.pooling.ipynb #684af10c
+# %% ../../nbs/12_models.pooling.ipynb #e0886dd1
 class SSPNet(AttributeModel):
     "A trunk with SSP in place of average pooling (symbiosis, row SSP)"
     def __init__(self,
@@ -150,7 +150,7 @@ class SSPNet(AttributeModel):
         masks = self.masks_for(x, masks)
         return torch.einsum("bka,bkhw->bahw", self.region_weights(x, masks).to(masks.dtype), masks).clamp(0, 1)
 
-# %% ../../nbs/12_models.pooling.ipynb #299bbfa9
+# %% ../../nbs/12_models.pooling.ipynb #e1bbcb18
 def _overlap(centre, side, n, extent):
     "Share of each of n cells that the interval centre +- side/2 covers, (..., n)"
     edges = torch.linspace(0, extent, n + 1, device=centre.device, dtype=centre.dtype)
@@ -171,7 +171,7 @@ def landmark_masks(
     boxes = (rows[..., :, None] * cols[..., None, :]).flatten(1, 2)          # (B,15,H,W)
     return torch.cat([torch.ones_like(boxes[:, :1]), boxes], 1)
 
-# %% ../../nbs/12_models.pooling.ipynb #7903b98b
+# %% ../../nbs/12_models.pooling.ipynb #31bab725
 class BBoxNet(SSPNet):
     "SSP over boxes around the five landmarks (symbiosis, 2.5, row BBox)"
     def __init__(self,
@@ -190,7 +190,7 @@ class BBoxNet(SSPNet):
         if given.ndim == 4: return given
         return landmark_masks(given, [n // 4 for n in x.shape[-2:]], self.frame, self.side)
 
-# %% ../../nbs/12_models.pooling.ipynb #fefd037e
+# %% ../../nbs/12_models.pooling.ipynb #db6e1dac
 class NaiveNet(AttributeModel):
     "Picture and masks as one input of 3 + S channels, batch-normalised, then average pooling (symbiosis, 2.5, row Naive)"
     def __init__(self,

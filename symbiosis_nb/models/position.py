@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'BRANCHES', 'LEAN', 'SE', 'PSE', 'init_new', 'GroupNet', 'known_bce', 'PSENet']
 
-# %% ../../nbs/15_models.position.ipynb #b1cd3812
+# %% ../../nbs/15_models.position.ipynb #0cf021dc
 import math
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .backbones import Backbone, conv_block, scaled
 from .pooling import AttributeModel
 
-# %% ../../nbs/15_models.position.ipynb #2db2d645
+# %% ../../nbs/15_models.position.ipynb #bfa789f1
 class SE(nn.Module):
     "Squeeze-and-excitation: weighs channels, (B,C,H,W) -> (B,C,H,W)"
     def __init__(self,
@@ -29,7 +29,7 @@ class SE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x.mean((2, 3)))[..., None, None]
 
-# %% ../../nbs/15_models.position.ipynb #814f4c84
+# %% ../../nbs/15_models.position.ipynb #86f380e6
 def _fc_gate(hidden, size):
     "HW -> hidden -> HW"
     n = size[0] * size[1]
@@ -67,7 +67,7 @@ class PSE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask(x)
 
-# %% ../../nbs/15_models.position.ipynb #a9ab028b
+# %% ../../nbs/15_models.position.ipynb #b7e05fd7
 def _pooled_head(channels, n, shape):
     "GAP, FC"
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n))
@@ -88,7 +88,7 @@ BRANCHES = dict(  # per trunk: channels of a branch as a share of the trunk's, k
     se_resnet50=dict(share=.25, kernel=1, head="pool", reduction=16))
 LEAN = dict(share=.4, kernel=1, head="pool", reduction=8)   # every other trunk
 
-# %% ../../nbs/15_models.position.ipynb #aa31f9ea
+# %% ../../nbs/15_models.position.ipynb #74a16d44
 def init_new(
     *parts: nn.Module,  # changed in place
 ):
@@ -97,7 +97,7 @@ def init_new(
         nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
         if m.bias is not None: nn.init.zeros_(m.bias)
 
-# %% ../../nbs/15_models.position.ipynb #efec2c3f
+# %% ../../nbs/15_models.position.ipynb #b1164217
 class GroupNet(AttributeModel):
     "The multi-task network with one branch per group of attributes, the paper's baseline without PSE (pse, 4)"
     def __init__(self,
@@ -132,7 +132,7 @@ class GroupNet(AttributeModel):
         if self.loss_per == "attribute": return losses.sum() / len(losses)
         return sum(losses[:, g].sum() / known[:, g].sum().clamp(min=1) for g in self.groups)
 
-# %% ../../nbs/15_models.position.ipynb #53c0f951
+# %% ../../nbs/15_models.position.ipynb #96edf8e7
 def known_bce(
     logits: Tensor,    # (B,NA)
     targets: Tensor,   # (B,NA): 0, 1 or NaN
@@ -143,7 +143,7 @@ def known_bce(
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return F.binary_cross_entropy_with_logits(x, y.nan_to_num().to(x.dtype), reduction="none") * known, known
 
-# %% ../../nbs/15_models.position.ipynb #5d2cdae3
+# %% ../../nbs/15_models.position.ipynb #f386f5ff
 class PSENet(GroupNet):
     "The multi-task network with PSE in every branch: kind \"fc\" is the paper's PSE(a), \"conv\" its PSE(b) (pse, 4)"
     def __init__(self,

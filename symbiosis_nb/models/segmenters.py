@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['EncoderDecoder', 'ASPP', 'resize', 'ASPPNet', 'Pyramid', 'small_parser', 'Parser']
 
-# %% ../../nbs/11_models.segmenters.ipynb #cde6c099
+# %% ../../nbs/11_models.segmenters.ipynb #b44ab99f
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Backbone, backbone, conv_block, init_he, scaled
 
-# %% ../../nbs/11_models.segmenters.ipynb #ef861a31
+# %% ../../nbs/11_models.segmenters.ipynb #109b85de
 def _deconv(cin, cout, last=False):
     "3x3 transposed convolution, stride 1; BN and PReLU except at the end"
     conv = nn.ConvTranspose2d(cin, cout, 3, padding=1, bias=last)
@@ -47,7 +47,7 @@ class EncoderDecoder(nn.Module):
         for block, (places, size) in zip(self.up, reversed(pools)): x = block(F.max_unpool2d(x, places, 2, output_size=size))
         return self.classify(x)
 
-# %% ../../nbs/11_models.segmenters.ipynb #b80a44a6
+# %% ../../nbs/11_models.segmenters.ipynb #84925074
 class ASPP(nn.Module):
     "Image average, 1x1, and four dilated 3x3 convolutions, joined: (B,C,H,W) -> (B,1024·width,H,W) (symbiosis, 3.3)"
     def __init__(self,
@@ -66,7 +66,7 @@ class ASPP(nn.Module):
         image = self.image(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         return self.join(torch.cat([image, self.point(x), *(d(x) for d in self.dilated)], 1))
 
-# %% ../../nbs/11_models.segmenters.ipynb #8abc02a0
+# %% ../../nbs/11_models.segmenters.ipynb #bfd74429
 def resize(
     x: Tensor,      # (B,C,h,w)
     size: tuple,    # (H, W)
@@ -97,7 +97,7 @@ class ASPPNet(nn.Module):
         "Parameters, shallow to deep"
         return [*self.backbone.param_groups(), [*self.aspp.parameters(), *self.classify.parameters()]]
 
-# %% ../../nbs/11_models.segmenters.ipynb #cc4595f2
+# %% ../../nbs/11_models.segmenters.ipynb #83f2846c
 class Pyramid(nn.Module):
     "Feature pyramid on a trunk: picture (B,3,H,W) -> logits (B,S,H,W) (ours)"
     def __init__(self,
@@ -127,7 +127,7 @@ def small_parser(
     "The demo's parser: a pyramid on the small trunk"
     return Pyramid(backbone("small", width), n_regions)
 
-# %% ../../nbs/11_models.segmenters.ipynb #41560220
+# %% ../../nbs/11_models.segmenters.ipynb #ea1fb106
 class Parser(nn.Module):
     "Any segmentation network as a maker of masks: picture (B,3,H,W) -> probabilities (B,S,h,w)"
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MeanHead', 'JointNet', 'Joined']
 
-# %% ../../nbs/18_models.specific.ipynb #cb441603
+# %% ../../nbs/18_models.specific.ipynb #83b1491e
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .backbones import VGG_FACE_MEAN, Backbone, VGGFaceHead, load_vgg_face
 
-# %% ../../nbs/18_models.specific.ipynb #62d62b42
+# %% ../../nbs/18_models.specific.ipynb #6ca90f70
 class MeanHead(nn.Module):
     "Average of the last map and one linear layer, fc8: the head for trunks that are not VGG-16"
     def __init__(self, n_outputs: int, channels: int):
@@ -53,7 +53,7 @@ class JointNet(nn.Module):
     def param_groups(self) -> list:  # convolutions, then fc6, fc7, fc8
         return [list(self.backbone.parameters()), *self.head.param_groups()]
 
-# %% ../../nbs/18_models.specific.ipynb #82e3c801
+# %% ../../nbs/18_models.specific.ipynb #3f0049a7
 @torch.no_grad()
 def _inherit(self,
     state: dict,         # tensors of a `JointNet` of the same shape
@@ -75,7 +75,7 @@ def _start_from_vgg_face(self,
 
 JointNet.inherit, JointNet.start_from_vgg_face = _inherit, _start_from_vgg_face
 
-# %% ../../nbs/18_models.specific.ipynb #a960c9c8
+# %% ../../nbs/18_models.specific.ipynb #a5e150b8
 class Joined(nn.Module):
     "Crops (B,K,3,H,W) -> (B,NA): every attribute by its own network on its own crop (general_to_specific, 1)"
     def __init__(self,

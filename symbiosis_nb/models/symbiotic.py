@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['softmax_over_places', 'SA', 'kernel_atlas', 'ScaledL2', 'JoinTaps', 'SANet', 'RegionMask']
 
-# %% ../../nbs/14_models.symbiotic.ipynb #f7841612
+# %% ../../nbs/14_models.symbiotic.ipynb #9ee1dd74
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,14 +14,14 @@ from .backbones import Backbone, conv_block
 from .pooling import AttributeModel
 from .segmenters import ASPP, resize
 
-# %% ../../nbs/14_models.symbiotic.ipynb #35d4fefa
+# %% ../../nbs/14_models.symbiotic.ipynb #1e2d6599
 def softmax_over_places(
     maps: Tensor,  # (B,N,H,W)
 ) -> Tensor:       # (B,N,H,W), every map sums to 1
     "Spatial softmax (symbiosis, 3.3)"
     return maps.flatten(2).softmax(2).view_as(maps)
 
-# %% ../../nbs/14_models.symbiotic.ipynb #e0838c84
+# %% ../../nbs/14_models.symbiotic.ipynb #fdf54540
 def _zero_conv3(cin, cout):
     "3x3 convolution without bias that starts at zero"
     conv = nn.Conv2d(cin, cout, 3, padding=1, bias=False)
@@ -58,7 +58,7 @@ class SA(nn.Module):
         a0, s0 = self.first(xa, xs)
         return (self.masks(s0) * a0).sum((2, 3)), s0 + self.prior(a0)
 
-# %% ../../nbs/14_models.symbiotic.ipynb #3a11b85e
+# %% ../../nbs/14_models.symbiotic.ipynb #1a446114
 def kernel_atlas(
     kernels: Tensor,  # (out,in,3,3): the weight of `phi_s` (attributes x regions) or `phi_a` (regions x attributes)
 ) -> Tensor:          # (out,in), every row from 0 to 1
@@ -67,7 +67,7 @@ def kernel_atlas(
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     return (rows - low) / (high - low).clamp(min=1e-12)
 
-# %% ../../nbs/14_models.symbiotic.ipynb #6ad08c4d
+# %% ../../nbs/14_models.symbiotic.ipynb #9c8cfcdb
 class ScaledL2(nn.Module):
     "L2 normalisation over channels at every place, times a learnt scale per channel: (B,C,H,W) -> (B,C,H,W) (symbiosis, 3.2)"
     def __init__(self,
@@ -94,7 +94,7 @@ class JoinTaps(nn.Module):
     def forward(self, taps: list, size: tuple) -> Tensor:  # maps, (H, W) -> (B,out,H,W)
         return self.reduce(torch.cat([norm(resize(t, size)) for norm, t in zip(self.norms, taps)], 1))
 
-# %% ../../nbs/14_models.symbiotic.ipynb #98f98b6d
+# %% ../../nbs/14_models.symbiotic.ipynb #6678b991
 class SANet(AttributeModel):
     "A trunk with symbiotic augmentation (symbiosis, 3): attributes and parsing from one network"
     def __init__(self,
@@ -139,7 +139,7 @@ class SANet(AttributeModel):
         masks = self.sa.masks(self.sa.first(*self.features(x))[1])
         return masks / masks.amax((2, 3), keepdim=True)
 
-# %% ../../nbs/14_models.symbiotic.ipynb #f1561122
+# %% ../../nbs/14_models.symbiotic.ipynb #cd770ec3
 class RegionMask(nn.Module):
     "Mask every channel of a map by a spatial softmax made from region logits: (x (B,C,H,W), s (B,S,h,w)) -> (B,C,H,W) (symbiosis, 3.3, text)"
     def __init__(self,

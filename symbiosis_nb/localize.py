@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation', 'looks', 'localisation_table']
 
-# %% ../nbs/40_localize.ipynb #c9ec5e20
+# %% ../nbs/40_localize.ipynb #a24be435
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from .core import DataError, progress
 from .data.loaders import Field, attribute_loader
 from .data.pixels import pixel_store
 from .data.tables import AttributeTable
+from .methods import get_method
 from .runs import load_model
 
-# %% ../nbs/40_localize.ipynb #066fa8fd
+# %% ../nbs/40_localize.ipynb #14a4046b
 class _Keep:
     "Remembers the output of a module while in use"
     def __init__(self, module): self.hook = module.register_forward_hook(self._keep)
@@ -29,14 +30,14 @@ class _Keep:
     def __exit__(self, *args): self.hook.remove()
 
 def grad_cam(
-    model: nn.Module,   # with a `backbone` that has `stages`
+    model: nn.Module,   # with a `backbone` that has `stages`, or a module `last` through which its last map passes
     x: Tensor,          # (B, 3, H, W) normalised
     *extras: Tensor,
     attributes=None,    # positions; default all
 ) -> Tensor:            # (B, len(attributes), h, w) in [0, 1]
     "Grad-CAM at the trunk's last map, every map stretched so that its highest place is 1 (zeros where nothing raises the logit)"
     model.eval()
-    with torch.enable_grad(), _Keep(model.backbone.stages[-1]) as last:
+    with torch.enable_grad(), _Keep(getattr(model, "last", None) or model.backbone.stages[-1]) as last:
         logits = model(x.requires_grad_(True), *extras)
         if last.out.requires_grad is False: raise ValueError("the trunk's last map has no gradient: is it frozen?")
         maps = []
@@ -53,7 +54,7 @@ def attention(
     if not hasattr(model, "where"): return grad_cam(model, x, *extras)
     with torch.no_grad(): return model.eval().where(x, *extras).float()
 
-# %% ../nbs/40_localize.ipynb #9b068483
+# %% ../nbs/40_localize.ipynb #bea3769e
 def pointing(
     where: Tensor,  # (B, NA, h, w)
     cue: Tensor,    # (B, NA, H, W) bool
@@ -73,7 +74,7 @@ def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN whe
     rank = w.argsort(2, descending=True).argsort(2)
     return torch.where(n > 0, ((rank < n[..., None]) & c).sum(2)/n.clamp(min=1), torch.nan)
 
-# %% ../nbs/40_localize.ipynb #f7df475a
+# %% ../nbs/40_localize.ipynb #7188890e
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
     "A Gaussian in the middle of the picture"
     y, x = torch.meshgrid(*(torch.linspace(-.5, .5, n) for n in size), indexing="ij")
@@ -98,7 +99,7 @@ def localisation(
     mean = lambda v: torch.where(has, torch.cat(v), torch.nan).nanmean(0).numpy()
     return pd.DataFrame(dict(pointing=mean(hits), overlap=mean(overlaps), chance=mean(areas), pictures=has.sum(0).numpy()))
 
-# %% ../nbs/40_localize.ipynb #9266c227
+# %% ../nbs/40_localize.ipynb #7b7ff43a
 def looks(
     folder: str | Path,  # of a finished run
 ):                       # pictures (B, 3, H, W) -> maps (B, NA, h, w)
@@ -118,7 +119,8 @@ def localisation_table(
     part = table.take(rows)
     dl = attribute_loader(part, [Field("image", pixel_store(part.paths, tuple(runs[0].config["profile"]["size"])))], "test", 50)
     args = (dl, cues, [Path(p).name for p in part.paths], part.labels)
-    frames = {r.method: localisation(looks(r.folder), *args) for r in runs if r.config["method"] not in ("ssp_ssg", "bbox")}
+    alone = lambda m: not (m.parts or m.chain or m.needs in ("boxes", "crop"))   # the others look at several places, or at something else than the picture
+    frames = {r.method: localisation(looks(r.folder), *args) for r in runs if alone(get_method(r.config["method"]))}
     prior = localisation(None, *args)
     local = (prior.chance < .25) & (prior.pictures > 0)   # cues that are a place, not the whole picture
     means = {**{m: (f.pointing[local].mean(), f.overlap[local].mean()) for m, f in frames.items()},

@@ -5,22 +5,25 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/60_all.ipynb #86b86cb6
+# %% ../nbs/60_all.ipynb #8fb5d060
 from . import metrics, plot, stats
 from .core import DataError, cache_dir, fingerprint, seed_everything
 from .data.loaders import Augment, Field, attribute_dls, mixed_dls, parsing_loader
 from .data.official import (berkeley_attributes, celeba, celebamask_hq, fasseg, helen, lapa, lfwa, lip, wider_attribute)
 from .data.pixels import pixel_store
-from .data.sources import open_faces, open_parsing
+from .data.sources import open_body_parsing, open_faces, open_lfwa, open_parsing, open_people
 from .learner import attribute_learner, parsing_learner, top_losses
 from .methods import METHODS, Method, Recipe, get_method, make_profile, register
 from .models.backbones import backbone
+from .models.abstraction import DualPath, GlobalGenerator, MultiscaleDiscriminator, abstraction_image
 from .models.gating import SSG, SSGNet
+from .models.ladder import BLAN, RDAM
 from .models.pooling import SSP, AvgPool, SPPNet, SSPNet
+from .models.position import PSE, SE, PSENet
 from .models.symbiotic import SA, SANet
 from .published import published
 from .report import Card, write_html
 from .runs import Predictor, Run, run
 
-# %% ../nbs/60_all.ipynb #6c5e2884
+# %% ../nbs/60_all.ipynb #320e5a40
 __all__ = [n for n in globals() if not n.startswith("_")]

@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'abstraction_image', 'recovered_regions', 'ReflectBlock', 
            'PatchDiscriminator', 'MultiscaleDiscriminator', 'init_gan', 'fusion_units', 'DualPath', 'needs_abstraction',
            'AbstractionNet']
 
-# %% ../../nbs/17_models.abstraction.ipynb #1538a761
+# %% ../../nbs/17_models.abstraction.ipynb #14262d7f
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from .backbones import Backbone, Residual, init_he
 from .pooling import AttributeModel, AvgPool
 
-# %% ../../nbs/17_models.abstraction.ipynb #6ca659ac
+# %% ../../nbs/17_models.abstraction.ipynb #50420fe0
 PALETTE = ((0, 0, 0), (255, 255, 0), (139, 76, 57), (139, 54, 38), (0, 205, 0), (0, 138, 0), (154, 50, 205),
            (0, 0, 139), (255, 165, 0), (72, 118, 255), (255, 0, 0))  # RGB of Helen's eleven labels (abstraction, 2)
 
@@ -34,7 +34,7 @@ def abstraction_image(
     hair = .6*c[-1][:, None, None]*maps[..., -1:, :, :]
     return ((.6*tint + .4*image)*(1 - maps[..., :1, :, :]) + hair).clamp(0, 1)
 
-# %% ../../nbs/17_models.abstraction.ipynb #720005f0
+# %% ../../nbs/17_models.abstraction.ipynb #6c16331f
 def recovered_regions(
     drawn: Tensor,  # (B,3,H,W) abstraction images in [0,1]
     image: Tensor,  # (B,3,H,W) the photographs, in [0,1]
@@ -47,7 +47,7 @@ def recovered_regions(
         distance.append((abstraction_image(image, maps, palette=palette) - drawn).square().sum(1))
     return torch.stack(distance, 1).argmin(1)
 
-# %% ../../nbs/17_models.abstraction.ipynb #32601560
+# %% ../../nbs/17_models.abstraction.ipynb #436151e1
 def _norm_relu(conv, cout): return [conv, nn.InstanceNorm2d(cout), nn.ReLU(inplace=True)]
 def _conv7(cin, cout): return [nn.ReflectionPad2d(3), nn.Conv2d(cin, cout, 7)]
 def _down(cin, cout): return _norm_relu(nn.Conv2d(cin, cout, 3, stride=2, padding=1), cout)
@@ -81,7 +81,7 @@ class GlobalGenerator(nn.Module):
             raise ValueError(f"sides {tuple(x.shape[-2:])} must be divisible by {self.factor}: choose another size, or fewer downsamplings")
         return self.last(self.features(x))
 
-# %% ../../nbs/17_models.abstraction.ipynb #2ee6fc9e
+# %% ../../nbs/17_models.abstraction.ipynb #11a5fe19
 def halve(x: Tensor) -> Tensor:
     "Half the resolution, as all of pix2pixHD's pyramids do it: averages over 3 x 3, padding not counted"
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
@@ -99,7 +99,7 @@ class LocalEnhancer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x) + self.coarse(halve(x)))
 
-# %% ../../nbs/17_models.abstraction.ipynb #c752ce1a
+# %% ../../nbs/17_models.abstraction.ipynb #d57c7054
 class PatchDiscriminator(nn.Module):
     "(B,6,H,W) -> the outputs of its five layers, the last one the patch scores (abstraction, 3)"
     def __init__(self, channels: int = 6, ndf: int = 64,
@@ -136,7 +136,7 @@ def init_gan(
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): nn.init.normal_(m.weight, 0, .02)
     return net
 
-# %% ../../nbs/17_models.abstraction.ipynb #c677b1ed
+# %% ../../nbs/17_models.abstraction.ipynb #0305ad4a
 def fusion_units(
     trunk: Backbone,
     fuse: str = "block",  # "block" (the paper) or "stage"
@@ -155,7 +155,7 @@ def _run(modules, x):
     for m in modules: x = m(x)
     return x
 
-# %% ../../nbs/17_models.abstraction.ipynb #5e7648df
+# %% ../../nbs/17_models.abstraction.ipynb #9444763b
 class DualPath(AttributeModel):
     "Two trunks, fused by maxima: `(photo, abstraction) -> (B,NA)` (abstraction, 5)"
     def __init__(self,
@@ -195,7 +195,7 @@ class DualPath(AttributeModel):
         apart = {id(p) for g in pairs for p in g}
         return [*pairs, [p for p in self.parameters() if id(p) not in apart]]
 
-# %% ../../nbs/17_models.abstraction.ipynb #1485edeb
+# %% ../../nbs/17_models.abstraction.ipynb #c2b24e3e
 def _head(cin, n):
     "The classifier, N(0, 0.01) (abstraction, 6; the paper is silent)"
     head = nn.Linear(cin, n); nn.init.normal_(head.weight, 0, .01); nn.init.zeros_(head.bias)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/60_all.ipynb #8fb5d060
+# %% ../nbs/60_all.ipynb #e1ba5cd5
 from . import metrics, plot, stats
 from .core import DataError, cache_dir, fingerprint, seed_everything
 from .data.loaders import Augment, Field, attribute_dls, mixed_dls, parsing_loader
@@ -25,5 +25,5 @@ from .published import published
 from .report import Card, write_html
 from .runs import Predictor, Run, run
 
-# %% ../nbs/60_all.ipynb #320e5a40
+# %% ../nbs/60_all.ipynb #b2ecfec3
 __all__ = [n for n in globals() if not n.startswith("_")]

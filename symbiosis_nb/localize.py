@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation', 'looks', 'localisation_table']
 
-# %% ../nbs/40_localize.ipynb #e9713130
+# %% ../nbs/40_localize.ipynb #7b7b5ca2
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,12 @@ from .data.tables import AttributeTable
 from .methods import get_method
 from .runs import load_model
 
-# %% ../nbs/40_localize.ipynb #d30bfe30
+# %% ../nbs/40_localize.ipynb #352bdf49
 class _Keep:
-    "Remembers the output of a module while in use"
-    def __init__(self, module): self.hook = module.register_forward_hook(self._keep)
+    "Remembers the output of a module (of the last layer of a chain) while in use"
+    def __init__(self, module):
+        while isinstance(module, nn.Sequential): module = module[-1]   # SSG walks the layers of a stage itself
+        self.hook = module.register_forward_hook(self._keep)
     def _keep(self, module, args, out): self.out = out
     def __enter__(self): return self
     def __exit__(self, *args): self.hook.remove()
@@ -54,7 +56,7 @@ def attention(
     if not hasattr(model, "where"): return grad_cam(model, x, *extras)
     with torch.no_grad(): return model.eval().where(x, *extras).float()
 
-# %% ../nbs/40_localize.ipynb #4193ad62
+# %% ../nbs/40_localize.ipynb #96a0e78e
 def pointing(
     where: Tensor,  # (B, NA, h, w)
     cue: Tensor,    # (B, NA, H, W) bool
@@ -74,7 +76,7 @@ def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN whe
     rank = w.argsort(2, descending=True).argsort(2)
     return torch.where(n > 0, ((rank < n[..., None]) & c).sum(2)/n.clamp(min=1), torch.nan)
 
-# %% ../nbs/40_localize.ipynb #d05540d8
+# %% ../nbs/40_localize.ipynb #a8f386ff
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
     "A Gaussian in the middle of the picture"
     y, x = torch.meshgrid(*(torch.linspace(-.5, .5, n) for n in size), indexing="ij")
@@ -99,7 +101,7 @@ def localisation(
     mean = lambda v: torch.where(has, torch.cat(v), torch.nan).nanmean(0).numpy()
     return pd.DataFrame(dict(pointing=mean(hits), overlap=mean(overlaps), chance=mean(areas), pictures=has.sum(0).numpy()))
 
-# %% ../nbs/40_localize.ipynb #d18320be
+# %% ../nbs/40_localize.ipynb #3c626b58
 def looks(
     folder: str | Path,  # of a finished run
 ):                       # pictures (B, 3, H, W) -> maps (B, NA, h, w)

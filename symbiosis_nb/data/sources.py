@@ -6,7 +6,7 @@
 __all__ = ['SYNTHETIC', 'LAYOUTS', 'synthetic_faces', 'open_faces', 'open_lfwa', 'synthetic_root', 'open_people',
            'open_body_parsing', 'open_parsing', 'synthetic_parsing']
 
-# %% ../../nbs/09_data.sources.ipynb #c20d6a0c
+# %% ../../nbs/09_data.sources.ipynb #4be9f870
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from .synthetic import make_faces, make_parsing, make_shifted_faces, read_faces
 from .synthetic_people import make_berkeley, make_lip, make_wider
 from .tables import AttributeTable, ParsingTable
 
-# %% ../../nbs/09_data.sources.ipynb #3f6aa3c8
-SYNTHETIC = dict(smoke=160, demo=3000, paper=5000)  # how many faces a profile draws when there is no data; demo: all methods in minutes on two cores
+# %% ../../nbs/09_data.sources.ipynb #71f43e24
+SYNTHETIC = dict(smoke=160, demo=2400, paper=5000)  # how many faces a profile draws when there is no data; demo: all methods in minutes on two cores
 
 def synthetic_faces(
     n: int = 5000, seed: int = 0, **kwargs,  # as for `make_faces`
@@ -57,7 +57,7 @@ def synthetic_root(
         if (parent/"Anno").is_dir() and "synthetic" in table.name: return parent
     raise DataError(f"{table.name} was not drawn here: only synthetic faces have cue masks and clean labels")
 
-# %% ../../nbs/09_data.sources.ipynb #c7b0dbfe
+# %% ../../nbs/09_data.sources.ipynb #59a0794c
 def open_people(
     kind: str,               # "wider" or "berkeley"
     data_root: str = "",     # folder of the data set; empty: synthetic people
@@ -82,7 +82,7 @@ def open_body_parsing(
     root = cache_dir()/"synthetic"/f"lip-{n}"
     with folder_lock(root): return make_lip(root/"set", n)
 
-# %% ../../nbs/09_data.sources.ipynb #1bc04aba
+# %% ../../nbs/09_data.sources.ipynb #32c487a8
 LAYOUTS = (("exemplars.txt", official.helen), ("CelebA-HQ-img", official.celebamask_hq), ("CelebAMask-HQ-mask-anno", official.celebamask_hq), ("masks", official.celebamask_hq),
            ("TrainVal_images", official.lip), ("train_segmentations", official.lip), ("train/labels", official.lapa), ("V2", official.fasseg))
 

@@ -6,7 +6,7 @@
 __all__ = ['SYNTHETIC', 'LAYOUTS', 'synthetic_faces', 'open_faces', 'open_lfwa', 'synthetic_root', 'open_people',
            'open_body_parsing', 'open_parsing', 'synthetic_parsing']
 
-# %% ../../nbs/09_data.sources.ipynb #4be9f870
+# %% ../../nbs/09_data.sources.ipynb #bb1b9234
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .synthetic import make_faces, make_parsing, make_shifted_faces, read_faces
 from .synthetic_people import make_berkeley, make_lip, make_wider
 from .tables import AttributeTable, ParsingTable
 
-# %% ../../nbs/09_data.sources.ipynb #71f43e24
+# %% ../../nbs/09_data.sources.ipynb #dfd11970
 SYNTHETIC = dict(smoke=160, demo=2400, paper=5000)  # how many faces a profile draws when there is no data; demo: all methods in minutes on two cores
 
 def synthetic_faces(
@@ -57,7 +57,7 @@ def synthetic_root(
         if (parent/"Anno").is_dir() and "synthetic" in table.name: return parent
     raise DataError(f"{table.name} was not drawn here: only synthetic faces have cue masks and clean labels")
 
-# %% ../../nbs/09_data.sources.ipynb #59a0794c
+# %% ../../nbs/09_data.sources.ipynb #aadb027e
 def open_people(
     kind: str,               # "wider" or "berkeley"
     data_root: str = "",     # folder of the data set; empty: synthetic people
@@ -82,7 +82,7 @@ def open_body_parsing(
     root = cache_dir()/"synthetic"/f"lip-{n}"
     with folder_lock(root): return make_lip(root/"set", n)
 
-# %% ../../nbs/09_data.sources.ipynb #32c487a8
+# %% ../../nbs/09_data.sources.ipynb #e9bdc7ab
 LAYOUTS = (("exemplars.txt", official.helen), ("CelebA-HQ-img", official.celebamask_hq), ("CelebAMask-HQ-mask-anno", official.celebamask_hq), ("masks", official.celebamask_hq),
            ("TrainVal_images", official.lip), ("train_segmentations", official.lip), ("train/labels", official.lapa), ("V2", official.fasseg))
 

@@ -227,11 +227,6 @@ def test_official_ranges():
     assert [parts.count(s) for s in ("train", "valid", "test")] == [162_770, 19_867, 19_962]
 
 
-def test_parquet_is_named(tmp_path):
-    (tmp_path/"data").mkdir(); (tmp_path/"data"/"train-00000-of-00019.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="parquet shards are not read"): celeba(tmp_path)
-
-
 def test_variant_is_checked(tmp_path):
     with pytest.raises(ValueError, match="aligned"): celeba(tmp_path, variant="wild")
 

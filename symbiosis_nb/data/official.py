@@ -10,17 +10,20 @@ __all__ = ['CELEBA_COUNTS', 'LANDMARKS', 'WIDER_BOXES', 'BERKELEY_COUNTS', 'HELE
            'helen', 'lip', 'fuse_parts', 'celebamask_hq', 'celebamask_hq_attributes', 'lapa', 'nearest_colour',
            'fasseg']
 
-# %% ../../nbs/03_data.official.ipynb #91095926
-import csv, io, json, os, re, struct, zipfile, zlib
+# %% ../../nbs/03_data.official.ipynb #e202b263
+import csv, io, json, os, re, shutil, struct, zipfile, zlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
-from ..core import DataError, progress
+from ..core import DataError, atomic_write, cache_dir, digest, progress
 from .tables import IGNORE, SPLITS, AttributeTable, ParsingTable, check_split, read_bytes, read_image, split_archive
 from ..vocab import BERKELEY, CELEBA, CELEBAMASK, FASSEG, HELEN, LAPA, LIP, WIDER
 
@@ -90,22 +93,23 @@ class Numbers:
     values: np.ndarray   # (N, n) float64
     lines: list          # N line numbers, for complaints
     notes: list = field(default_factory=list)
+    unit: str = "line"   # what `lines` counts
 
     def expect(self,
         good: np.ndarray,  # (N, n) bool
         words: str,        # what would have been right
     ):
         "Raise `DataError` naming the lines where `good` is False"
-        problems = [f"line {self.lines[i]}: {self.columns[j]} is {self.values[i, j]:g}, expected {words}" for i, j in np.argwhere(~good)[:1000]]
-        _complain(self.path, problems)
+        problems = [f"{self.unit} {self.lines[i]}: {self.columns[j]} is {self.values[i, j]:g}, expected {words}" for i, j in np.argwhere(~good)[:1000]]
+        _complain(self.path, problems, unit=self.unit)
 
     def rows_of(self, stems) -> np.ndarray:
         "Position of each of `stems` here, -1 where it is not"
         where = {s: i for i, s in enumerate(self.stems)}
         return np.array([where.get(s, -1) for s in stems], int)
 
-def _complain(path, problems, words="fetch the file again, or mend these lines"):
-    if problems: raise DataError(f"{path}: {len(problems)} faulty line(s): {words}", problems)
+def _complain(path, problems, unit="line"):
+    if problems: raise DataError(f"{path}: {len(problems)} faulty {unit}(s): fetch the file again, or mend these {unit}s", problems)
 
 def _columns(header, columns, path):
     "Positions of `columns` in `header`, by name; raises `DataError` when one is not there or comes twice"
@@ -200,7 +204,7 @@ def need(
     "`find`, but raises `DataError` saying what was looked for and where"
     if hit := find(root, *names, folders=folders): return hit
     there = lambda pattern: any(root.glob(pattern)) or any(root.glob(f"*/{pattern}"))
-    hint = "; parquet shards are not read: write their images and labels out as the official files" if there("*.parquet") else \
+    hint = "; parquet shards are read for CelebA only, and by their full names, as in train-00000-of-00019.parquet" if there("*.parquet") else \
            "; 7z archives are not read: unpack them" if there("*.7z*") else ""
     raise DataError(f"{root}: found no {' or '.join(names)} here" + f", nor in {', '.join(folders)}"*bool(folders) + hint)
 
@@ -316,8 +320,11 @@ def _celeba_places(root, variant, files):
     if unknown := set(given) - set(wanted): raise ValueError(f"files has {sorted(unknown)}; known: {', '.join(wanted)}")
     lost = [f"{k}: {p}" for k, p in given.items() if not p.exists()]
     if lost: raise DataError("given files are not there", lost)
+    packed = "attr" not in given and not find(root, *wanted["attr"], folders=_CELEBA_FOLDERS) and _shards(root)
+    if packed and variant == "original": raise DataError(f"{root}: parquet shards hold the aligned pictures only: use variant='aligned', or the official img_celeba")
+    if packed: root = _unpack(packed)
     look = lambda k: (need if k in ("attr", "images") else find)(root, *wanted[k], folders=_CELEBA_FOLDERS)
-    return {k: given.get(k) or look(k) for k in wanted}
+    return {k: given.get(k) or look(k) for k in wanted} | dict(shards=packed)
 
 # %% ../../nbs/03_data.official.ipynb #bfeea5a1
 def official_part(
@@ -331,9 +338,14 @@ def _six_digits(stems): return all(len(s) == 6 and s.isascii() and s.isdigit() a
 def _celeba_labels(path):
     "The attribute file as `Numbers`, checked: -1 or 1, or 0 or 1 throughout"
     attr = read_numbers(path, CELEBA.names)
+    _expect_labels(attr)
+    return attr
+
+def _expect_labels(attr):
     zero_one = not (attr.values == -1).any()
     attr.expect(np.isin(attr.values, (0, 1) if zero_one else (-1, 1)), "0 or 1" if zero_one else "-1 or 1")
-    return attr
+
+def _whole(values): return (values >= 0) & (values < 2**31) & (values == np.floor(values))
 
 def _celeba_split(path, attr, notes):
     "Part of every image, from the partition file, or from official six-digit names"
@@ -355,8 +367,7 @@ def _celeba_extra(place, kind, columns, stems, notes):
     "Values of an optional list, one row per image, NaN where it has none; None without the list"
     if place.get(kind) is None: return None
     sheet = read_numbers(place[kind], columns)
-    whole = (sheet.values >= 0) & (sheet.values < 2**31) & (sheet.values == np.floor(sheet.values)) if kind == "identity" else np.isfinite(sheet.values)
-    sheet.expect(whole, "a whole number" if kind == "identity" else "a finite number")
+    sheet.expect((_whole if kind == "identity" else np.isfinite)(sheet.values), "a whole number" if kind == "identity" else "a finite number")
     notes += sheet.notes
     rows = sheet.rows_of(stems)
     values = np.where(rows[:, None] < 0, np.nan, sheet.values[rows])
@@ -378,6 +389,96 @@ def _fit_aligned(landmarks, paths, notes):
                  + ("" if landmarks is None else "; landmarks are scaled along" if len(sizes) == 1 else "; landmarks are left out"))
     return landmarks*np.divide(*sizes, (178, 218)) if landmarks is not None and len(sizes) == 1 else None
 
+# %% ../../nbs/03_data.official.ipynb #98e3d24a
+_SHARD = re.compile(r"(train|val|valid|validation|test)-([0-9]{5})-of-([0-9]{5})(-[0-9a-f]+)?\.parquet")
+
+def _shards(root):
+    "(part, path) of the parquet shards in `root` or one folder below, in order; raises `DataError` when a number is missing or there twice"
+    found, problems = {}, []
+    for path in [*root.glob("*.parquet"), *root.glob("*/*.parquet")]:
+        if (hit := _SHARD.fullmatch(path.name)) and path.is_file():
+            found.setdefault("valid" if hit[1].startswith("val") else hit[1], []).append((int(hit[2]), int(hit[3]), path))
+    for part, shards in found.items():
+        have, n = Counter(shard[:2] for shard in shards), max(n for _, n, _ in shards)
+        wrong = [(k, of) for k, of in sorted(have.keys() | {(k, n) for k in range(n)}) if have[k, of] != 1 or of != n or k >= n]
+        problems += [f"{part}-{k:05d}-of-{of:05d} {'is missing' if not have[k, of] else 'is of another set, or there twice'}" for k, of in wrong]
+    if problems: raise DataError(f"{root}: the parquet shards do not make one set: fetch what is missing, take away what does not belong", problems)
+    return [(part, path) for part in SPLITS for *_, path in sorted(found.get(part, []))]
+
+# %% ../../nbs/03_data.official.ipynb #fa85e159
+def _shard_rows(path):
+    "Image cell and numbers (40 labels; the identity, where there is one) of every row of a shard; raises `DataError` for a damaged shard"
+    try:
+        with open(path, "rb") as f: wrong = _sniff(f.read(512), text=False)
+        if wrong: raise DataError(f"{path} {wrong}")
+        with pq.ParquetFile(path) as shard:
+            header = shard.schema_arrow.names
+            image, *labels = [header[k] for k in _columns(header, ("image", *CELEBA.names), path)]
+            numbers = labels + [h for h in header if _norm(h) in ("celebid", "identity")][:1]
+            for batch in shard.iter_batches(100, columns=[image, *numbers]):
+                columns = [batch[c].cast(pa.float64()).to_numpy(zero_copy_only=False) for c in numbers]  # null becomes NaN
+                yield from zip(batch[image].to_pylist(), np.stack(columns, 1))
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise DataError(f"{path} is damaged, or is not a parquet file of CelebA ({type(e).__name__}: {str(e)[:120]}): fetch it again") from None
+
+def _picture(cell, spare):
+    "Name without ending, ending and bytes of an image cell; raises `ValueError`"
+    data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    name = re.split(r"[/\\]", name or spare)[-1]
+    if not data or not isinstance(data, bytes): raise ValueError("no picture is embedded")
+    ending = {b"\xff\xd8": ".jpg", b"\x89P": ".png"}.get(data[:2])
+    if not ending: raise ValueError(f"{_short(name)} {_sniff(data, text=False) or 'is neither JPEG nor PNG'}")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII): raise ValueError(f"{_short(name)} is not the name of a picture")
+    return _stem(name), ending, data
+
+# %% ../../nbs/03_data.official.ipynb #387bab2c
+def _unpack_shard(path, part, seen, images, have, bar):
+    "Write the pictures of a shard that are not there yet; its rows as a frame of labels, part and identity"
+    stems, values, problems = [], [], []
+    for i, (cell, numbers) in enumerate(_shard_rows(path)):
+        try:
+            stem, ending, data = _picture(cell, f"{path.name.split('-of-')[0]}-{i:06d}")
+            if stem in seen: raise ValueError(f"{_short(stem)} again, already in {seen[stem]}")
+        except ValueError as e: problems.append(f"row {i}: {e}"); continue
+        seen[stem] = f"row {i} of {path.name}"; stems.append(stem); values.append(numbers)
+        if have.get(stem + ending) != len(data):
+            tmp = images/f".{stem}.{os.getpid()}.tmp"; tmp.write_bytes(data); tmp.replace(images/(stem + ending))
+        bar.update(len(data))
+    _complain(path, problems, "row")
+    if not stems: return pd.DataFrame()
+    labels, people = np.split(np.array(values), [40], axis=1)
+    sheet = Numbers(path, CELEBA.names, stems, stems, labels, range(len(stems)), unit="row")
+    _expect_labels(sheet)
+    replace(sheet, columns=("identity",), values=people).expect(_whole(people), "a whole number")
+    rows = pd.DataFrame(np.where(labels > 0, 1, -1), [f"{s}.jpg" for s in stems], CELEBA.names).assign(partition=SPLITS.index(part))
+    return rows.assign(identity=people[:, 0].astype(int)) if people.size else rows
+
+def _unpack(shards):
+    "The folder of the cache with these shards in the official layout; what is there is not written again"
+    folder = cache_dir()/"celeba"/digest([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for _, p in shards])
+    attr, images = folder/"Anno"/"list_attr_celeba.txt", folder/"Img"/"img_align_celeba"
+    images.mkdir(parents=True, exist_ok=True)
+    have, size = {n: p.stat().st_size for n, p in list_images(images).items()}, sum(p.stat().st_size for _, p in shards)
+    if attr.exists() and len(have) == attr.read_bytes().count(b"\n") - 1: return folder
+    if shutil.disk_usage(folder).free < size - sum(have.values()):
+        raise OSError(28, f"{folder} needs {size/2**30:.1f} GiB and the disk has no room: free some, or set SYMBIOSIS_CACHE to another disk")
+    with progress(desc="unpacking pictures", total=size) as bar:
+        seen = {}
+        rows = pd.concat([_unpack_shard(path, part, seen, images, have, bar) for part, path in shards])
+    if not len(rows): raise DataError(f"{shards[0][1].parent}: the parquet shards have no rows: fetch them again")
+    os.sync()  # the list of labels, written last, says that all pictures are there
+    for path, columns in ((folder/"Anno"/"identity_CelebA.txt", ["identity"]), (folder/"Eval"/"list_eval_partition.txt", ["partition"]), (attr, [*CELEBA.names])):
+        if columns[0] not in rows: continue
+        with atomic_write(path) as tmp: rows[columns].dropna().astype(int).sort_index().to_csv(tmp, sep=" ", header=path == attr, index_label=False)
+    return folder
+
+def _shard_notes(place, stems):
+    "What this packaging lacks"
+    if not place["shards"]: return []
+    lacks = [k for k in ("identity", "landmarks", "boxes") if not place.get(k)]
+    return [f"unpacked from {len(place['shards'])} parquet shards, which have no {', no '.join(lacks)}"
+            + ("" if _six_digits(stems) else "; their pictures have no official names, so that official lists cannot be joined")]
+
 # %% ../../nbs/03_data.official.ipynb #ca674c8e
 def celeba(
     root,                       # the folder that holds the set, in any of the known layouts
@@ -385,10 +486,10 @@ def celeba(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
     files: dict | None = None,  # paths that override the search: attr, partition, identity, landmarks, images, boxes
 ) -> AttributeTable:
-    "Read CelebA; official lists or their CSV copies, images as folder, doubled folder, PNG set or zip. Raises `DataError`"
+    "Read CelebA; official lists or their CSV copies, images as folder, doubled folder, PNG set or zip; or parquet shards. Raises `DataError`"
     place, notes = _celeba_places(_root(root), variant, files), []
     attr = _celeba_labels(place["attr"])
-    notes += attr.notes
+    notes += attr.notes + _shard_notes(place, attr.stems)
     split = _celeba_split(place["partition"], attr, notes)
     images = _stems(place["images"])
     paths = [images.get(s) for s in attr.stems]

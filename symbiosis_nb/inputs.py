@@ -10,7 +10,7 @@ __all__ = ['PATCHES', 'BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSER_AUGMENT', 'PAR
            'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'generator_scores', 'job_generator',
            'abstraction_pictures', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #84d2af00
+# %% ../nbs/32_inputs.ipynb #bfd1deb3
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #27e4d140
+# %% ../nbs/32_inputs.ipynb #c77b63b6
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -98,7 +98,7 @@ PATCHES = Augment(shift=8/240, scale=0., rotate=0., light=0., color=0.)  # any 2
 
 def _augment(profile, needs=None): return (PATCHES if needs == "crop" else Augment()) if profile.augment else None
 
-# %% ../nbs/32_inputs.ipynb #addedf6a
+# %% ../nbs/32_inputs.ipynb #2e51dc32
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -108,7 +108,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #75410f12
+# %% ../nbs/32_inputs.ipynb #12450af8
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -136,7 +136,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #6076a117
+# %% ../nbs/32_inputs.ipynb #a0069fd0
 def detected_faces(
     table: AttributeTable,
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
@@ -160,7 +160,7 @@ def _annotated(table, i, size):
     known = lambda values: None if values is None else values[i]
     return crops.choose_face(crops.NO_FACES, size, "test", known(table.boxes), known(table.landmarks))
 
-# %% ../nbs/32_inputs.ipynb #00366a8d
+# %% ../nbs/32_inputs.ipynb #3e39f590
 def face_view(
     table: AttributeTable,
     scheme: str,            # one of `crops.SCHEMES`
@@ -189,7 +189,7 @@ def face_pixels(job: Job) -> ArrayStore:
     if faults and job.on_bad != "skip": raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
     return store
 
-# %% ../nbs/32_inputs.ipynb #df3998dc
+# %% ../nbs/32_inputs.ipynb #55bcb041
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 PARSER_AUGMENT = Augment(shift=.08, scale=.15, rotate=8.)
 
@@ -215,7 +215,7 @@ def _parsing_dls(table, image, labels, bs):
     return DataLoaders(parsing_loader(table, [image], labels, "train", bs, PARSER_AUGMENT, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #be746448
+# %% ../nbs/32_inputs.ipynb #cc005372
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -283,7 +283,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #fd1b7d3a
+# %% ../nbs/32_inputs.ipynb #a9ff06fd
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -316,7 +316,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #230fa16b
+# %% ../nbs/32_inputs.ipynb #ffd727e4
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def after_batch(self, b):
@@ -365,7 +365,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../nbs/32_inputs.ipynb #6d09bd32
+# %% ../nbs/32_inputs.ipynb #31adbfcc
 def make_generator(c: dict) -> nn.Module:  # the generator's part of a config
     "A generator that was not trained yet"
     return init_gan((LocalEnhancer if c["local"] else GlobalGenerator)(c["ngf"], c["n_down"], c["n_blocks"]))
@@ -401,7 +401,7 @@ class GeneratorRun:
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Abstractor(net, self.config["size"]).to(default_device())
 
-# %% ../nbs/32_inputs.ipynb #4e9411e7
+# %% ../nbs/32_inputs.ipynb #a86b5cb2
 GENERATOR_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 
 def generator_run(
@@ -449,7 +449,7 @@ def _train_generator(table, profile, config, folder):
     write_json(folder/"done.json", dict(L1=l1, held_out=int(dls[2].n), regions=M.parsing_means(frame), fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #e75ead23
+# %% ../nbs/32_inputs.ipynb #d29e7179
 @torch.no_grad()
 def generator_scores(
     generator: nn.Module,
@@ -495,7 +495,7 @@ def abstraction_pictures(job: Job) -> Field:
     store = array_store("abstraction", digest(source.digest, trained.digest, list(job.profile.size)), len(source), (*job.profile.size, 3), make, chunk=64, desc="abstraction images")
     return Field("picture", store)
 
-# %% ../nbs/32_inputs.ipynb #a6b72749
+# %% ../nbs/32_inputs.ipynb #be60ed86
 NEEDS = {None: lambda job: [], "crop": lambda job: [], "parsing": lambda job: [], "abstraction": lambda job: [abstraction_pictures(job)], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass
@@ -523,11 +523,10 @@ def prepare(job: Job) -> Ready:
     return Ready(fields, pixels.ok, dls, regions, helpers=helpers, sources={f.kind: f.store.digest for f in fields})
 
 def _with_parsing(job, fields, ok):
-    "Mixed mini-batches of both tasks (symbiosis, 3.4); face sets keep Helen's eleven labels, which the paper leaves open"
+    "Mixed mini-batches, `bs` pictures of each task (symbiosis, 3.4); face sets keep Helen's eleven labels, which the paper leaves open"
     _require_parsing(job)
     table, p = to_regions(job.parsing, HELEN), job.profile
     image, labels = parsing_fields(table, p.size)
-    half = max(1, p.recipe.bs//2)
-    dls = lambda: mixed_dls(job.table, fields[0], table, image, labels, half, _augment(p), ok, device=default_device())
-    test = parsing_loader(table, [image], labels, "test", half, device=default_device()) if (table.split == "test").any() else None
+    dls = lambda: mixed_dls(job.table, fields[0], table, image, labels, p.recipe.bs, _augment(p), ok, device=default_device())
+    test = parsing_loader(table, [image], labels, "test", p.recipe.bs, device=default_device()) if (table.split == "test").any() else None
     return Ready(fields, ok, dls, len(table.regions), JointLoss(), test, sources=dict(image=fields[0].store.digest, labels=labels.digest))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation', 'looks', 'localisation_table']
 
-# %% ../nbs/40_localize.ipynb #7b7b5ca2
+# %% ../nbs/40_localize.ipynb #8003d99a
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from .data.tables import AttributeTable
 from .methods import get_method
 from .runs import load_model
 
-# %% ../nbs/40_localize.ipynb #352bdf49
+# %% ../nbs/40_localize.ipynb #f342b374
 class _Keep:
     "Remembers the output of a module (of the last layer of a chain) while in use"
     def __init__(self, module):
@@ -56,7 +56,7 @@ def attention(
     if not hasattr(model, "where"): return grad_cam(model, x, *extras)
     with torch.no_grad(): return model.eval().where(x, *extras).float()
 
-# %% ../nbs/40_localize.ipynb #96a0e78e
+# %% ../nbs/40_localize.ipynb #7751de98
 def pointing(
     where: Tensor,  # (B, NA, h, w)
     cue: Tensor,    # (B, NA, H, W) bool
@@ -73,10 +73,10 @@ def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN whe
     w = F.interpolate(where.float(), cue.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
     c = cue.flatten(2)
     n = c.sum(2)
-    rank = w.argsort(2, descending=True).argsort(2)
-    return torch.where(n > 0, ((rank < n[..., None]) & c).sum(2)/n.clamp(min=1), torch.nan)
+    found = c.gather(2, w.argsort(2, descending=True)) & (torch.arange(c.shape[2]) < n[..., None])
+    return torch.where(n > 0, found.sum(2)/n.clamp(min=1), torch.nan)
 
-# %% ../nbs/40_localize.ipynb #a8f386ff
+# %% ../nbs/40_localize.ipynb #40a7812b
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
     "A Gaussian in the middle of the picture"
     y, x = torch.meshgrid(*(torch.linspace(-.5, .5, n) for n in size), indexing="ij")
@@ -91,17 +91,18 @@ def localisation(
 ) -> pd.DataFrame:            # index: attribute position; pointing, overlap, chance, pictures
     "Pointing and overlap per attribute over the pictures that have it; raises `DataError` when cues and pictures do not match"
     if len(names) != len(labels): raise DataError(f"{len(names)} names for {len(labels)} rows of labels")
-    hits, overlaps, areas, start = [], [], [], 0
+    has, values, start = torch.from_numpy(labels > .5), [], 0
     for b in progress(dl, "where it looks"):
         rows = slice(start, start + len(b[0])); start = rows.stop
-        cue = torch.from_numpy(cues[names[rows]])
+        cue, on = torch.from_numpy(cues[names[rows]]), has[rows]
         where = look(b[0]).cpu() if look is not None else centre_prior(cue.shape[-2:]).expand(*cue.shape[:2], -1, -1)
-        hits.append(pointing(where, cue)); overlaps.append(overlap(where, cue)); areas.append(cue.float().mean((2, 3)))
-    has = torch.from_numpy(labels > .5)
-    mean = lambda v: torch.where(has, torch.cat(v), torch.nan).nanmean(0).numpy()
-    return pd.DataFrame(dict(pointing=mean(hits), overlap=mean(overlaps), chance=mean(areas), pictures=has.sum(0).numpy()))
+        pairs = where[on][:, None], cue[on][:, None]   # pictures that have the attribute: a fifth of all pairs
+        values.append(torch.full((*on.shape, 3), torch.nan))
+        values[-1][on] = torch.cat([pointing(*pairs), overlap(*pairs), pairs[1].float().mean((2, 3))], 1)
+    pointed, overlapped, chance = torch.cat(values).nanmean(0).T.numpy()
+    return pd.DataFrame(dict(pointing=pointed, overlap=overlapped, chance=chance, pictures=has.sum(0).numpy()))
 
-# %% ../nbs/40_localize.ipynb #3c626b58
+# %% ../nbs/40_localize.ipynb #41690a9e
 def looks(
     folder: str | Path,  # of a finished run
 ):                       # pictures (B, 3, H, W) -> maps (B, NA, h, w)

@@ -4,20 +4,28 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
-           'reliability', 'difference_bars', 'atlas', 'heat_maps']
+           'reliability', 'difference_bars', 'atlas', 'region_names', 'region_weights', 'region_atlas', 'heat_maps',
+           'predicted_regions', 'masks_on', 'where_sheet', 'tiles', 'top_activations', 'pointing_bars']
 
-# %% ../nbs/41_plot.ipynb #c932ef9d
+# %% ../nbs/41_plot.ipynb #1ddd717d
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 
 from . import metrics as M
+from .core import read_json
+from .data.loaders import denormalize
 from .data.tables import AttributeTable, ParsingTable, read_image
+from .localize import can_look, last_maps, looks, unseen
+from .models.symbiotic import kernel_atlas
+from .runs import Run, load_model
+from .vocab import FACE7, HELEN
 
-# %% ../nbs/41_plot.ipynb #26857d52
+# %% ../nbs/41_plot.ipynb #d81f50bb
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "legend.fontsize": 8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
 plt.rcParams.update(STYLE)
@@ -27,7 +35,7 @@ def colours(names) -> dict:  # name -> colour
     palette = sns.color_palette("colorblind", 10) + sns.color_palette("dark", 10)
     return {n: palette[i % len(palette)] for i, n in enumerate(names)}
 
-# %% ../nbs/41_plot.ipynb #c4841459
+# %% ../nbs/41_plot.ipynb #75b78d41
 def show_faces(
     table: AttributeTable,
     n: int = 10, split: str = "train", seed: int = 0, most: int = 5,
@@ -67,7 +75,7 @@ def show_regions(table: ParsingTable, n: int = 4, split: str = "train"):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #a93fa2d1
+# %% ../nbs/41_plot.ipynb #a0a5bf3d
 def training_curves(
     logs: dict,           # (method, seed) -> log frame with columns epoch, train_loss, valid_loss and metrics
     metric: str = "mAP",
@@ -85,7 +93,7 @@ def training_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #211e0762
+# %% ../nbs/41_plot.ipynb #cd429f57
 def attribute_dots(
     frames: dict,             # method -> score frame (index attribute, values in [0, 1]), mean over seeds
     metric: str = "AP",
@@ -117,7 +125,7 @@ def reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #5f7ec422
+# %% ../nbs/41_plot.ipynb #b2d6136d
 def difference_bars(
     frame: pd.DataFrame,   # columns: difference, low, high (fractions), index: what is compared
     unit: str = "mean AP (points)",
@@ -131,22 +139,58 @@ def difference_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #f3b6d94c
+# %% ../nbs/41_plot.ipynb #4571335a
+def _heat(ax, weights, rows, columns, title):
+    w = torch.as_tensor(weights).detach().float().cpu()
+    w = kernel_atlas(w if w.ndim == 4 else w[..., None, None])
+    sns.heatmap(w.numpy(), cmap="magma", vmin=0, vmax=1, xticklabels=columns, yticklabels=rows, cbar_kws=dict(shrink=.5), ax=ax)
+    ax.tick_params(labelsize=6.5); ax.set_title(title)
+
 def atlas(
-    weights,             # (NA, S) how much each region counts for each attribute
-    attributes, regions, # names
+    weights,        # (rows, columns) how much each column counts for each row, or kernels (rows, columns, 3, 3), averaged over their taps
+    rows, columns,  # names
     title: str = "",
 ):
-    "Heat map attributes x regions, rows min-max normalised (symbiosis, 6)"
-    w = np.asarray(weights, float)
-    w = (w - w.min(1, keepdims=True))/np.maximum(w.max(1, keepdims=True) - w.min(1, keepdims=True), 1e-12)
-    fig, ax = plt.subplots(figsize=(.42*len(regions) + 2.4, .17*len(attributes) + 1.2))
-    sns.heatmap(w, cmap="magma", vmin=0, vmax=1, xticklabels=regions, yticklabels=attributes, cbar_kws=dict(shrink=.5), ax=ax)
-    ax.tick_params(labelsize=6.5); ax.set_title(title)
+    "Heat map, for example attributes x regions, every row from 0 to 1 (symbiosis, 6)"
+    fig, ax = plt.subplots(figsize=(.42*len(columns) + 2.4, .17*len(rows) + 1.2))
+    _heat(ax, weights, rows, columns, title)
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #7f4612ef
+# %% ../nbs/41_plot.ipynb #01a80b33
+def region_names(r: Run) -> tuple:
+    "The names of the regions a run works with: its parser's, else those of its parsing set, brought to the paper's"
+    if (r.folder/"parser").is_dir(): return tuple(read_json(r.folder/"parser"/"config.json")["regions"])
+    own = tuple(r.config["parsing"]["regions"])
+    return next(names for names in (own, HELEN.names, FACE7.names) if len(names) == r.done["n_regions"])
+
+@torch.no_grad()
+def region_weights(r: Run, table: AttributeTable, limit: int = 200) -> torch.Tensor:  # (NA, S)
+    "How much each region counts for each attribute in SSP, mean over test pictures"
+    whole = load_model(r.folder)
+    parts = [whole.model.region_weights(b[0], *whole.extras(b[0])).float() for b in unseen(r, table, slice(limit))]
+    return torch.cat(parts).mean(0).T
+
+def region_atlas(
+    runs: list,                    # finished runs; the first of `ssp` and of `sa` are drawn
+    table: AttributeTable | None = None,  # whose test pictures SSP's weights are averaged over; None: SA alone, whose kernels need no picture
+    limit: int = 200,              # test pictures
+):
+    "Attributes x regions of SSP and of SA's Phi_S, and regions x attributes of Phi_A (symbiosis, figures of Phi_S and Phi_A); raises `ValueError` when there is no such run"
+    first = {m: next(r for r in runs if r.method == m) for m in ("ssp", "sa") if any(r.method == m for r in runs) and (m == "sa" or table is not None)}
+    if not first: raise ValueError("region_atlas draws runs of ssp (with their table) and of sa: there is none")
+    panels = {"SSP, mean weights": (region_weights(r, table, limit), r.config["attributes"], region_names(r)) for m, r in first.items() if m == "ssp"}
+    if r := first.get("sa"):
+        sa = load_model(r.folder).model.sa
+        panels |= {"SA, Phi_S": (sa.phi_s.weight, r.config["attributes"], region_names(r)), "SA, Phi_A": (sa.phi_a.weight, region_names(r), r.config["attributes"])}
+    top = [t for t in panels if t != "SA, Phi_A"]
+    mosaic, heights = [top, *([["SA, Phi_A"]*len(top)] if "sa" in first else [])], [len(panels[top[0]][1]) + 8, *([len(panels["SA, Phi_A"][1]) + 12] if "sa" in first else [])]
+    fig, axes = plt.subplot_mosaic(mosaic, figsize=(8, .15*sum(heights)), height_ratios=heights, width_ratios=[len(panels[t][2]) + 6 for t in top])
+    for title, panel in panels.items(): _heat(axes[title], *panel, title)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #b0c14d0c
 def heat_maps(
     maps,              # (n, h, w) in [0, 1]
     names,             # n titles
@@ -166,5 +210,108 @@ def heat_maps(
         if picture is not None: ax.imshow(picture)
         if m is not None: ax.imshow(m, cmap="jet", vmin=0, vmax=1, alpha=.5 if picture is not None else 1, interpolation="bilinear", extent=(-.5, size[1] - .5, size[0] - .5, -.5))
         ax.set_title(title, fontsize=6.5)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #0d7d99a8
+def _grid(rows, cols, shape):
+    "Axes without axes, as high as pictures of this shape"
+    fig, axes = plt.subplots(rows, cols, figsize=(1.15*cols, rows*(.12 + 1.15*shape[0]/shape[1])), squeeze=False)
+    for ax in axes.flat: ax.axis("off")
+    return fig, axes
+
+def _photos(x): return denormalize(x).permute(0, 2, 3, 1).numpy()
+
+@torch.no_grad()
+def predicted_regions(r: Run, x: torch.Tensor) -> torch.Tensor:  # (B, S, h, w) in [0, 1]
+    "A run's region probabilities: its parser's, or its own where it parses; raises `ValueError` when it knows no regions"
+    whole = load_model(r.folder)
+    if hasattr(whole.model, "parse"): return whole.model.parse(x).softmax(1)
+    if not (r.folder/"parser").is_dir(): raise ValueError(f"{r.method} knows no regions: take a run of ssp, ssg, naive or sa")
+    return whole.extras(x)[0]
+
+def masks_on(
+    run: Run,               # with a parser, or of `sa`
+    table: AttributeTable,  # its table
+    n: int = 3,             # test pictures
+):
+    "Photographs and predicted region masks of unseen faces (symbiosis, figure of masks)"
+    x = next(iter(unseen(run, table, slice(n))))[0]
+    names, masks = region_names(run), predicted_regions(run, x)
+    fig, axes = _grid(len(x), 1 + len(names), x.shape[-2:])
+    for row, photo, maps in zip(axes, _photos(x), masks):
+        row[0].imshow(photo)
+        for ax, m in zip(row[1:], maps): ax.imshow(m, cmap="gray", vmin=0, vmax=1)
+    for ax, name in zip(axes[0], ["picture", *names]): ax.set_title(name, fontsize=6.5)
+    fig.tight_layout()
+    return fig
+
+def where_sheet(
+    runs: list,             # finished runs; the first of every method that looks at the whole picture alone
+    table: AttributeTable,  # their table
+    n: int = 1,             # pictures per attribute, the first of the test part that have it
+    attributes: tuple = ("Eyeglasses", "Big_Nose", "Bangs", "Smiling"),  # names; where the table has none of them, its first four
+):
+    "Attribute maps over pictures, a row per picture, a column per method, every map from its own lowest to its own highest value"
+    runs = list({r.method: r for r in reversed(runs) if can_look(r)}.values())[::-1]
+    names = [a for a in attributes if a in table.names] or list(table.names[:4])
+    labels = table.labels[table.split == "test"]
+    rows = [(j, i) for j in map(table.names.index, names) for i in np.flatnonzero(labels[:, j])[:n]]
+    x = next(iter(unseen(runs[0], table, [i for _, i in rows], len(rows))))[0]
+    every = {r.method: looks(r.folder)(x).detach().cpu().float() for r in runs}
+    fig, axes = _grid(len(rows), 1 + len(every), x.shape[-2:])
+    for k, ((j, _), photo) in enumerate(zip(rows, _photos(x))):
+        for ax in axes[k]: ax.imshow(photo)
+        axes[k, 0].set_title(table.names[j].replace("_", " "), fontsize=6.5)
+        for ax, (method, maps) in zip(axes[k, 1:], every.items()):
+            m = maps[k, j] - maps[k, j].min()
+            ax.imshow(m/m.max().clamp(min=1e-12), cmap="jet", vmin=0, vmax=1, alpha=.5, interpolation="bilinear", extent=(-.5, x.shape[-1] - .5, x.shape[-2] - .5, -.5))
+            if k == 0: ax.set_title(method, fontsize=6.5)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #31cf1b9a
+def tiles(
+    maps,            # (k, h, w)
+    per_row: int = 10,
+) -> np.ndarray:     # one picture, a place apart; NaN between and where there is no map
+    "Maps side by side, every one divided by its highest value"
+    maps = np.asarray(maps, float); k, h, w = maps.shape
+    out = np.full((math.ceil(k/per_row)*(h + 1) - 1, min(k, per_row)*(w + 1) - 1), np.nan)
+    for i, m in enumerate(maps):
+        y, x = i//per_row*(h + 1), i % per_row*(w + 1)
+        out[y:y + h, x:x + w] = m/max(m.max(), 1e-12)
+    return out
+
+def top_activations(
+    run_avg: Run, run_ssp: Run,  # of `avg_pool` and `ssp`, or of any two methods on the same trunk
+    table: AttributeTable,       # their table
+    k: int = 50,                 # channels
+    face: int = 0,               # which test picture
+):
+    "The k channels of the last convolution with the highest mean activation, strongest first, of both runs (symbiosis, figure of activations)"
+    x = next(iter(unseen(run_avg, table, [face])))[0]
+    shown = {r.method: last_maps(r.folder, x)[0].detach().cpu().float() for r in (run_avg, run_ssp)}
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3), width_ratios=(.6, 2, 2))
+    for ax in axes: ax.axis("off")
+    axes[0].imshow(_photos(x)[0])
+    for ax, (method, maps) in zip(axes[1:], shown.items()):
+        top = maps[maps.mean((1, 2)).argsort(descending=True)[:k]]
+        ax.imshow(tiles(top), cmap="jet", vmin=0, vmax=1); ax.set_title(f"{method}, {len(top)} channels", fontsize=8)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #9515be2c
+def pointing_bars(
+    means: pd.DataFrame,   # from `localize.localisation_table`: pointing and overlap in percent, with rows "centre prior" and "chance"
+):
+    "Bars per method, with chance and a centre prior as lines"
+    methods = means.drop(index=["centre prior", "chance"])
+    fig, axes = plt.subplots(1, 2, figsize=(8, .24*len(methods) + 1.1), sharey=True)
+    for ax, (name, says) in zip(axes, dict(pointing="strongest place in the cue (%)", overlap="overlap with the cue (%)").items()):
+        ax.barh(methods.index[::-1], methods[name][::-1], color=list(colours(methods.index).values())[::-1])
+        for which, style in (("centre prior", "--"), ("chance", ":")): ax.axvline(means.loc[which, name], color="black", lw=1, ls=style, label=which)
+        ax.set_xlabel(says)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, .5))
     fig.tight_layout()
     return fig

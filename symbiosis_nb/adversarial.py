@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gan_loss', 'feature_matching', 'Perceptual', 'Adversary', 'AdversarialLoss']
 
-# %% ../nbs/25_adversarial.ipynb #b7aaac6f
+# %% ../nbs/25_adversarial.ipynb #799ab933
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from .core import DataError
 from .models.abstraction import MultiscaleDiscriminator
 from .models.backbones import read_weights
 
-# %% ../nbs/25_adversarial.ipynb #1dfa7901
+# %% ../nbs/25_adversarial.ipynb #ffc32be0
 def gan_loss(
     features: list,      # from `MultiscaleDiscriminator`: per scale the outputs of its layers, patch scores last
     real: bool,          # what the scores should say
@@ -38,7 +38,7 @@ def feature_matching(
     each = sum(F.l1_loss(a, b.detach()) for f, g in zip(drawn, real) for a, b in zip(f[:-1], g[:-1]))
     return weight*4/(n_layers + 1)/len(real)*each
 
-# %% ../nbs/25_adversarial.ipynb #c5e3ce83
+# %% ../nbs/25_adversarial.ipynb #4a1b527c
 class Perceptual(nn.Module):
     "L1 between VGG-19 features of pictures in [-1,1], taken as they are, like the published code (abstraction, 3); raises `DataError` without weights"
     AFTER, WEIGHTS = (1, 6, 11, 20, 29), (1/32, 1/16, 1/8, 1/4, 1.)   # relu1_1 .. relu5_1
@@ -62,7 +62,7 @@ class Perceptual(nn.Module):
     def forward(self, drawn: Tensor, real: Tensor) -> Tensor:
         return self.weight*sum(w*F.l1_loss(a, b.detach()) for w, a, b in zip(self.WEIGHTS, self.features(drawn), self.features(real)))
 
-# %% ../nbs/25_adversarial.ipynb #20c47ae0
+# %% ../nbs/25_adversarial.ipynb #9970528c
 class Adversary(nn.Module):
     "Generator and discriminators: in training `photo -> (drawn, photo)`, else `photo -> drawn`"
     def __init__(self, generator: nn.Module, discriminator: MultiscaleDiscriminator):
@@ -82,9 +82,10 @@ class AdversarialLoss(nn.Module):
         gan: str = "lsgan",       # see `gan_loss`
         matching: float = 10.,    # weight of feature matching; 0 leaves it out
         perceptual: nn.Module | None = None,  # `Perceptual`, or None
+        pixel: float = 0.,        # weight of an L1 term to the target; 0 is the paper's loss, which has none
     ):
         super().__init__()
-        self.judge, self.gan, self.matching, self.perceptual = discriminator, gan, matching, perceptual
+        self.judge, self.gan, self.matching, self.perceptual, self.pixel = discriminator, gan, matching, perceptual, pixel
 
     def sides(self, drawn: Tensor, photo: Tensor, real: Tensor) -> tuple:
         "Loss of the generator, loss of the discriminators"
@@ -94,6 +95,7 @@ class AdversarialLoss(nn.Module):
         loss = gan_loss(seen, True, self.gan)
         if self.matching: loss = loss + feature_matching(seen, truth, self.matching)
         if self.perceptual is not None: loss = loss + self.perceptual(drawn, real)
+        if self.pixel: loss = loss + self.pixel*F.l1_loss(drawn, real)
         return loss, against
 
     def forward(self, outputs, real: Tensor) -> Tensor:

@@ -200,6 +200,17 @@ def test_attribute_crops_without_landmarks_are_plain_crops():
     np.testing.assert_array_equal(np.asarray(out["e"]), np.asarray(crop_square(image, *face_crop(box, .1, .5), 64)))
 
 
+def test_border_and_side_reach_every_step():
+    "Zeros also where turning uncovers the canvas; `side` is that of `face_crop`"
+    white, box, marks = Image.new("RGB", (100, 100), "white"), (0, 0, 100, 100), np.array([(30, 30), (70, 60), (50, 60), (40, 80), (60, 80.)])
+    turned = {b: np.asarray(attribute_crops(white, Face(box, marks, "annotated"), "a", 50, b)["a"]) for b in ("zero", "replicate")}
+    assert (turned["zero"] == 0).any() and (turned["replicate"] == 255).all()
+    image, wide = gradient(120, 120), (10, 20, 100, 60)
+    for side in ("longer", "height"):
+        out = attribute_crops(image, Face(wide, None, "annotated"), "a", 40, side=side)["a"]
+        np.testing.assert_array_equal(np.asarray(out), np.asarray(crop_square(image, *face_crop(wide, 0, 0, side), 40)))
+
+
 def test_missing_detector_is_named(monkeypatch):
     real = builtins.__import__
     def without(name, *args, **kwargs):

@@ -12,7 +12,7 @@ from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.data.crops import CELEBA_TRIANGLE, celeba_similarity, move_points
 from symbiosis_nb.data.pixels import pad_view
-from symbiosis_nb.inputs import alignment_points, generator_run, label_landmarks, resolve, target_store
+from symbiosis_nb.inputs import alignment_points, generator_run, label_landmarks, make_generator, resolve, target_store
 from symbiosis_nb.learner import Checkpoint
 from symbiosis_nb.losses import euclidean
 from symbiosis_nb.methods import Build, get_method, make_profile
@@ -74,6 +74,10 @@ def test_parameter_oracles():
         assert n_parameters(DualPath(backbone("resnet50"), backbone("resnet50"), 40)) == 2*23_508_032 + 2*4_096 + 163_880
         assert n_parameters(DualPath(backbone("resnet50"), backbone("resnet50"), 40, norm=False)) == 2*23_508_032 + 163_880
         small = DualPath(backbone("resnet18"), backbone("resnet18"), 40)
+        local = make_generator(dict(local=True, ngf=64, n_down=4, n_blocks=9))
+    convs = [m for m in local.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert convs[0].out_channels == 64 and local.down[0].__class__ is nn.Sequential and local.down[0][1].out_channels == 32   # global 64, at full resolution 32
+    assert n_parameters(local) == 182_443_267 - (64*3*49 + 3) + (3*32*49 + 32) + (32*64*9 + 64) + 6*(64*64*9 + 64) + (64*32*9 + 32) + (32*3*49 + 3)
     assert small.head.in_features == 1024
 
 
@@ -126,6 +130,14 @@ def test_losses_literal(float64):
     loss_g, loss_d = AdversarialLoss(d).sides(drawn, photo, real)
     torch.testing.assert_close(loss_g, gan_loss(a, True) + matching)
     torch.testing.assert_close(loss_d, .5*(gan_loss(a, False) + gan_loss(b, True)))
+
+
+def test_pixel_term_is_an_l1_for_the_generator_alone(float64):
+    d = MultiscaleDiscriminator(4, 2)
+    photo, real, drawn = torch.rand(3, 2, 3, 40, 32)
+    plain, pulled = AdversarialLoss(d).sides(drawn, photo, real), AdversarialLoss(d, pixel=7.).sides(drawn, photo, real)
+    torch.testing.assert_close(pulled[0] - plain[0], 7*(drawn - real).abs().mean())
+    assert torch.equal(pulled[1], plain[1])
 
 
 @pytest.mark.parametrize("gan", ["lsgan", "log"])

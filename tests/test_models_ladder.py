@@ -84,6 +84,15 @@ def test_rdam_oracles():
     with pytest.raises(ValueError, match="order is one of"): RDAM(8, "none")
 
 
+def test_rdam_choices_the_paper_leaves_open():
+    with torch.device("meta"):
+        wide = sum(n_parameters(RDAM(c, kernel=3)) - n_parameters(RDAM(c)) for c in (64, 128, 256))
+        net = BLAN(40, kernel=3, reduction=8)
+    assert wide == 1_376_256 and [m.channel.mlp[0].out_features for m in net.meet] == [8, 16, 32]   # 1.38 M more (blan, 9)
+    assert RDAM(8, kernel=3)(torch.randn(2, 8, 5, 4), torch.randn(2, 8, 5, 4)).shape == (2, 8, 5, 4)
+    with pytest.raises(ValueError, match="order: only features='attention'"): BLAN(4, small(), (40, 32), features="concat", order="parallel")
+
+
 # ---- decoder
 def literal_block(b, x):
     "A basic block: conv-BN-ReLU-conv-BN, shortcut, ReLU"
@@ -133,6 +142,23 @@ def test_classifier_literal():
         pairs = t.clamp(min=0) @ ac.fc2.weight.T + ac.fc2.bias              # absent, present, absent, present, ...
         return t, torch.stack([pairs[:, 2 * j + 1] - pairs[:, 2 * j] for j in range(3)], 1)
     same(lambda: ac(x), literal, [x, *ac.parameters()], tol=1e-8)
+
+
+def test_classifier_without_relu():
+    ac, x = AttributeClassifier((8, 6, 5), 3, UNITS[1], hidden=7, dropout=0., relu=False), torch.randn(4, 8, 6, 5)
+    t, s = ac(x)
+    pairs = (t @ ac.fc2.weight.T + ac.fc2.bias).unflatten(1, (3, 2))
+    torch.testing.assert_close(s, pairs[..., 1] - pairs[..., 0])
+    assert not BLAN(3, small(), (40, 32), relu=False).classifiers[0].act(torch.tensor(-1.)) > -1
+
+
+def test_reconstruction_error_as_a_sum():
+    x, nets = torch.rand(3, 3, 40, 32), {}
+    for rec in ("mean", "sum"):
+        torch.manual_seed(1); nets[rec] = BLAN(5, small(), (40, 32), rec=rec, dropout=0.)
+    errors = {rec: net.training_outputs(x)[3] for rec, net in nets.items()}
+    torch.testing.assert_close(errors["sum"], 3 * 40 * 32 * errors["mean"])
+    with pytest.raises(ValueError, match="'mean' or 'sum'"): BLAN(5, small(), (40, 32), rec="max")
 
 
 def test_two_way_softmax_is_the_sigmoid_of_the_difference():

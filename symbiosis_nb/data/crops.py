@@ -8,7 +8,7 @@ __all__ = ['SCHEMES', 'SCHEME_SHOWS', 'CELEBA_SIZE', 'CELEBA_TRIANGLE', 'CELEBA_
            'similarity', 'celeba_similarity', 'align_celeba', 'template_box', 'central_box', 'Faces', 'detect_faces',
            'Face', 'overlap', 'choose_face', 'upright', 'attribute_crops']
 
-# %% ../../nbs/05_data.crops.ipynb #748165ef
+# %% ../../nbs/05_data.crops.ipynb #d85b2a65
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from PIL import Image
 from ..core import DataError
 from ..vocab import read_table
 
-# %% ../../nbs/05_data.crops.ipynb #0a4eb1f1
+# %% ../../nbs/05_data.crops.ipynb #4c8ce5ed
 def face_crop(
     box,                  # x, y, width, height in pixels; an (N, 4) array gives three arrays
     M: float,             # enlargement of the side: 0.1 is a tenth larger
@@ -33,12 +33,12 @@ def face_crop(
     corner = x + w/2 - s/2, y + h/2 + O*h - s/2, s
     return corner if np.ndim(x) else tuple(float(v) for v in corner)
 
-# %% ../../nbs/05_data.crops.ipynb #34c3b06b
+# %% ../../nbs/05_data.crops.ipynb #bf2eb705
 SCHEMES = dict(a=(0., 0.), b=(0., .1), c=(.1, 0.), d=(.1, -.1), e=(.1, .5), f=(-.1, 0.), g=(-.1, -.1), h=(-.1, .1))  # scheme -> M, O
 SCHEME_SHOWS = dict(a="the face, common crop", b="a little down: chin, beard", c="wider: whole head, ears", d="up and wider: hair, hat", e="half a face down: neck",
                     f="tight: nose, cheeks", g="tight, upper: eyes, brows", h="tight, lower: mouth")
 
-# %% ../../nbs/05_data.crops.ipynb #e222777c
+# %% ../../nbs/05_data.crops.ipynb #a6decb8d
 def crop_assignment(
     column: str = "g2s_crop_proposed",  # column of attributes.csv
 ) -> dict:                              # attribute -> scheme, 40 entries in CelebA's order
@@ -47,7 +47,7 @@ def crop_assignment(
     if unknown := {a: s for a, s in assignment.items() if s not in SCHEMES}: raise DataError(f"attributes.csv, column {column}: unknown schemes {unknown}")
     return assignment
 
-# %% ../../nbs/05_data.crops.ipynb #1d75adb7
+# %% ../../nbs/05_data.crops.ipynb #2813c5e6
 def crop_square(
     image: Image.Image,          # any mode
     x0: float, y0: float,        # corner; 0 is the left (upper) edge of the first pixel
@@ -66,7 +66,7 @@ def crop_square(
     left, top = x0 - index[1][0], y0 - index[0][0]
     return Image.fromarray(patch.astype(pixels.dtype)).resize((size, size), Image.BILINEAR, (left, top, left + side, top + side))
 
-# %% ../../nbs/05_data.crops.ipynb #88956d77
+# %% ../../nbs/05_data.crops.ipynb #e9fdebc0
 def move_points(
     matrix: np.ndarray,  # (2, 3)
     points,              # (..., 2) x, y
@@ -105,7 +105,7 @@ def warp(
     out = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border" if border == "replicate" else "zeros", align_corners=False)
     return Image.fromarray(out[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy())
 
-# %% ../../nbs/05_data.crops.ipynb #3cd3cd82
+# %% ../../nbs/05_data.crops.ipynb #ab72ed50
 def _two_eyes(landmarks):
     "Left and right eye, checked"
     points = np.asarray(landmarks, float)
@@ -131,7 +131,7 @@ def align_eyes(
     matrix = eye_rotation(landmarks)
     return warp(image, matrix, image.size, border), matrix
 
-# %% ../../nbs/05_data.crops.ipynb #49bd454c
+# %% ../../nbs/05_data.crops.ipynb #d53ed5f5
 CELEBA_SIZE = (178, 218)                                                                      # width, height of the aligned images
 CELEBA_TRIANGLE = np.array([(70.745, 112), (108.237, 112), (89.432, 153.514)]) - 1            # eyes and middle of the mouth, pixels counted from 0
 CELEBA_TEMPLATE = np.array([(69.745, 111), (107.237, 111), (88, 136), (72, 152.5), (105, 152.5)])  # five points: these eyes, public means for the rest
@@ -162,7 +162,7 @@ def align_celeba(
     "A picture in the frame of CelebA's aligned images"
     return warp(image, celeba_similarity(landmarks), CELEBA_SIZE, border)
 
-# %% ../../nbs/05_data.crops.ipynb #776da8c4
+# %% ../../nbs/05_data.crops.ipynb #92525347
 def template_box(
     size: tuple = CELEBA_SIZE,  # width, height of the aligned image
 ) -> np.ndarray:                # x, y, width, height
@@ -178,7 +178,7 @@ def central_box(
     s = share*min(w, h)
     return np.array([(w - s)/2, (h - s)/2, s, s])
 
-# %% ../../nbs/05_data.crops.ipynb #5d0d74a9
+# %% ../../nbs/05_data.crops.ipynb #82fe315d
 @dataclass
 class Faces:
     "K faces found in one image"
@@ -211,7 +211,7 @@ def detect_faces(
     boxes = np.asarray(boxes, float)
     return Faces(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1), np.asarray(landmarks, float), np.asarray(scores, float))
 
-# %% ../../nbs/05_data.crops.ipynb #b22e48dd
+# %% ../../nbs/05_data.crops.ipynb #6300d551
 @dataclass
 class Face:
     "The face to be cropped, and where it is known from"
@@ -246,15 +246,16 @@ def choose_face(
     if split != "test": return None
     return Face(reference, np.asarray(landmarks, float) if known(landmarks) else None, "annotated" if known(box) else "central")
 
-# %% ../../nbs/05_data.crops.ipynb #a9c02b25
+# %% ../../nbs/05_data.crops.ipynb #daacac49
 def upright(
     image: Image.Image,
     face: Face,
-    redetect: bool = False,  # find the face again in the turned picture, instead of moving its box along (paper silent)
-):                           # -> turned image, box in it
+    redetect: bool = False,     # find the face again in the turned picture, instead of moving its box along (paper silent)
+    border: str = "replicate",  # what the turned corners show: the "replicate"d border or "zero"
+):                              # -> turned image, box in it
     "The picture with level eyes, and the face box in it (general_to_specific, 3.2 and 3.3)"
     if face.landmarks is None: return image, np.asarray(face.box, float)
-    turned, matrix = align_eyes(image, face.landmarks)
+    turned, matrix = align_eyes(image, face.landmarks, border)
     box = move_box(matrix, face.box)
     again = choose_face(detect_faces(turned), turned.size, "train", box) if redetect else None
     return turned, box if again is None else again.box
@@ -266,7 +267,8 @@ def attribute_crops(
     size: int = 240,            # of the crops
     border: str = "replicate",  # outside the image: "replicate" its border or "zero" (paper silent)
     redetect: bool = False,     # see `upright`
+    side: str = "longer",       # see `face_crop`
 ) -> dict:                      # scheme -> size x size image
     "The crops of one face, from one turned picture"
-    turned, box = upright(image, face, redetect)
-    return {s: crop_square(turned, *face_crop(box, *SCHEMES[s]), size, border) for s in schemes}
+    turned, box = upright(image, face, redetect, border)
+    return {s: crop_square(turned, *face_crop(box, *SCHEMES[s], side), size, border) for s in schemes}

@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'abstraction_image', 'recovered_regions', 'ReflectBlock', 
            'PatchDiscriminator', 'MultiscaleDiscriminator', 'init_gan', 'fusion_units', 'DualPath', 'needs_abstraction',
            'AbstractionNet']
 
-# %% ../../nbs/17_models.abstraction.ipynb #14262d7f
+# %% ../../nbs/17_models.abstraction.ipynb #e8c1b4a5
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from .backbones import Backbone, Residual, init_he
 from .pooling import AttributeModel, AvgPool
 
-# %% ../../nbs/17_models.abstraction.ipynb #50420fe0
+# %% ../../nbs/17_models.abstraction.ipynb #17ad980e
 PALETTE = ((0, 0, 0), (255, 255, 0), (139, 76, 57), (139, 54, 38), (0, 205, 0), (0, 138, 0), (154, 50, 205),
            (0, 0, 139), (255, 165, 0), (72, 118, 255), (255, 0, 0))  # RGB of Helen's eleven labels (abstraction, 2)
 
@@ -34,7 +34,7 @@ def abstraction_image(
     hair = .6*c[-1][:, None, None]*maps[..., -1:, :, :]
     return ((.6*tint + .4*image)*(1 - maps[..., :1, :, :]) + hair).clamp(0, 1)
 
-# %% ../../nbs/17_models.abstraction.ipynb #6c16331f
+# %% ../../nbs/17_models.abstraction.ipynb #4f81f143
 def recovered_regions(
     drawn: Tensor,  # (B,3,H,W) abstraction images in [0,1]
     image: Tensor,  # (B,3,H,W) the photographs, in [0,1]
@@ -47,7 +47,7 @@ def recovered_regions(
         distance.append((abstraction_image(image, maps, palette=palette) - drawn).square().sum(1))
     return torch.stack(distance, 1).argmin(1)
 
-# %% ../../nbs/17_models.abstraction.ipynb #436151e1
+# %% ../../nbs/17_models.abstraction.ipynb #99dbe08c
 def _norm_relu(conv, cout): return [conv, nn.InstanceNorm2d(cout), nn.ReLU(inplace=True)]
 def _conv7(cin, cout): return [nn.ReflectionPad2d(3), nn.Conv2d(cin, cout, 7)]
 def _down(cin, cout): return _norm_relu(nn.Conv2d(cin, cout, 3, stride=2, padding=1), cout)
@@ -81,25 +81,28 @@ class GlobalGenerator(nn.Module):
             raise ValueError(f"sides {tuple(x.shape[-2:])} must be divisible by {self.factor}: choose another size, or fewer downsamplings")
         return self.last(self.features(x))
 
-# %% ../../nbs/17_models.abstraction.ipynb #11a5fe19
+# %% ../../nbs/17_models.abstraction.ipynb #1ab77ece
 def halve(x: Tensor) -> Tensor:
     "Half the resolution, as all of pix2pixHD's pyramids do it: averages over 3 x 3, padding not counted"
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
 
 class LocalEnhancer(nn.Module):
     "The global generator at half resolution inside a local one (abstraction, 3; option)"
-    def __init__(self, ngf: int = 32, n_down: int = 4, n_blocks: int = 9,
+    def __init__(self,
+        ngf: int = 64,      # channels of the global network, as in `GlobalGenerator`; the enhancer has half as many at full resolution, 32 in the paper's code
+        n_down: int = 4, n_blocks: int = 9,  # of the global network
         n_local: int = 3,   # residual blocks of the enhancer
     ):
         super().__init__()
-        self.coarse = GlobalGenerator(2*ngf, n_down, n_blocks).features
-        self.down = nn.Sequential(*_norm_relu(nn.Sequential(*_conv7(3, ngf)), ngf), *_down(ngf, 2*ngf))
-        self.up = nn.Sequential(*(ReflectBlock(2*ngf) for _ in range(n_local)), *_up(2*ngf, ngf), *_conv7(ngf, 3), nn.Tanh())
+        fine = ngf//2
+        self.coarse = GlobalGenerator(ngf, n_down, n_blocks).features
+        self.down = nn.Sequential(*_norm_relu(nn.Sequential(*_conv7(3, fine)), fine), *_down(fine, ngf))
+        self.up = nn.Sequential(*(ReflectBlock(ngf) for _ in range(n_local)), *_up(ngf, fine), *_conv7(fine, 3), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x) + self.coarse(halve(x)))
 
-# %% ../../nbs/17_models.abstraction.ipynb #d57c7054
+# %% ../../nbs/17_models.abstraction.ipynb #8a7a2219
 class PatchDiscriminator(nn.Module):
     "(B,6,H,W) -> the outputs of its five layers, the last one the patch scores (abstraction, 3)"
     def __init__(self, channels: int = 6, ndf: int = 64,
@@ -136,7 +139,7 @@ def init_gan(
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): nn.init.normal_(m.weight, 0, .02)
     return net
 
-# %% ../../nbs/17_models.abstraction.ipynb #0305ad4a
+# %% ../../nbs/17_models.abstraction.ipynb #6aebae3f
 def fusion_units(
     trunk: Backbone,
     fuse: str = "block",  # "block" (the paper) or "stage"
@@ -155,7 +158,7 @@ def _run(modules, x):
     for m in modules: x = m(x)
     return x
 
-# %% ../../nbs/17_models.abstraction.ipynb #9444763b
+# %% ../../nbs/17_models.abstraction.ipynb #732ad1da
 class DualPath(AttributeModel):
     "Two trunks, fused by maxima: `(photo, abstraction) -> (B,NA)` (abstraction, 5)"
     def __init__(self,
@@ -195,7 +198,7 @@ class DualPath(AttributeModel):
         apart = {id(p) for g in pairs for p in g}
         return [*pairs, [p for p in self.parameters() if id(p) not in apart]]
 
-# %% ../../nbs/17_models.abstraction.ipynb #c2b24e3e
+# %% ../../nbs/17_models.abstraction.ipynb #b4bb6ab5
 def _head(cin, n):
     "The classifier, N(0, 0.01) (abstraction, 6; the paper is silent)"
     head = nn.Linear(cin, n); nn.init.normal_(head.weight, 0, .01); nn.init.zeros_(head.bias)

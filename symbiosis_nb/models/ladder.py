@@ -6,7 +6,7 @@
 __all__ = ['ORDERS', 'UNITS', 'FEATURES', 'ABLATION', 'block_counts', 'LadderDecoder', 'to_size', 'ChannelGate', 'SpatialGate',
            'RDAM', 'AttributeClassifier', 'MutualInformation', 'information_loss', 'ScoreFusion', 'Join', 'BLAN']
 
-# %% ../../nbs/16_models.ladder.ipynb #b5e75dcd
+# %% ../../nbs/16_models.ladder.ipynb #ae0376c4
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .backbones import Backbone, backbone as make_backbone, conv_block, scaled
 from .pooling import AttributeModel
 from .position import init_new, known_bce
 
-# %% ../../nbs/16_models.ladder.ipynb #a1f55412
+# %% ../../nbs/16_models.ladder.ipynb #24847e32
 def _residual_blocks(cin, cout, n):
     "n basic blocks, the first of which changes the channels with a 1x1 + BN shortcut"
     change = nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout)) if cin != cout else None
@@ -61,7 +61,7 @@ def to_size(x: Tensor, size: tuple) -> Tensor:  # (B,C,h,w) -> (B,C,*size)
     "Nearest upsampling, or nothing when the size is right"
     return x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="nearest")
 
-# %% ../../nbs/16_models.ladder.ipynb #937bf151
+# %% ../../nbs/16_models.ladder.ipynb #e751a793
 class ChannelGate(nn.Module):
     "How much each channel counts: (B,C,H,W) -> (B,C,1,1) in [0,1] (blan, 3; C/16 from CBAM)"
     def __init__(self, channels: int, reduction: int = 16):
@@ -81,7 +81,7 @@ class SpatialGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(torch.stack([x.mean(1), x.amax(1)], 1))).sigmoid()
 
-# %% ../../nbs/16_models.ladder.ipynb #49a882be
+# %% ../../nbs/16_models.ladder.ipynb #fcc62bc2
 ORDERS = ("channel-spatial", "spatial-channel", "parallel")
 
 class RDAM(nn.Module):
@@ -89,11 +89,13 @@ class RDAM(nn.Module):
     def __init__(self,
         channels: int,                    # C of both maps
         order: str = "channel-spatial",   # or "spatial-channel", or "parallel" (mean of both gated maps; the paper gives no formula)
+        kernel: int = 1,                  # side of the joining convolution (+ BN + ReLU); the paper is silent, 1 comes closest to its printed parameter count
+        reduction: int = 16,              # C / hidden units of the channel gate; the paper is silent, 16 is CBAM's
     ):
         super().__init__()
         if order not in ORDERS: raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
-        self.order, self.join = order, conv_block(2 * channels, channels, kernel=1)   # 1x1 + BN + ReLU: the paper is silent
-        self.channel, self.spatial = ChannelGate(channels), SpatialGate()
+        self.order, self.join = order, conv_block(2 * channels, channels, kernel=kernel)
+        self.channel, self.spatial = ChannelGate(channels, reduction), SpatialGate()
 
     def gates(self, enc: Tensor, dec: Tensor) -> tuple:  # F_conv (B,C,H,W), channel gate (B,C,1,1), spatial gate (B,1,H,W)
         "The joined map and what weighs it"
@@ -106,7 +108,7 @@ class RDAM(nn.Module):
         x, c, s = self.gates(enc, dec)
         return enc + (x * (c + s) / 2 if self.order == "parallel" else x * c * s)
 
-# %% ../../nbs/16_models.ladder.ipynb #66de3a04
+# %% ../../nbs/16_models.ladder.ipynb #73e96c0c
 UNITS = ((5, 4, 1/2, 1/4), (3, 2, 1/2, 1/8), (3, 2, 1/2, 1/4), (3, 2, 1/2, 1/2))  # AC1..AC4: kernel, stride, channels after unit 1 and unit 2 as shares
 
 def _conv_unit(cin, cout, kernel, stride=1):
@@ -120,6 +122,7 @@ class AttributeClassifier(nn.Module):
         unit: tuple = UNITS[0],  # kernel, stride and channels, see `UNITS`
         hidden: int = 512,       # length of T
         dropout: float = .5,     # between FC1 and FC2; 0 for the scheme "w/o OS"
+        relu: bool = True,       # after FC1, before dropout; the paper is silent
     ):
         super().__init__()
         (c, h, w), (kernel, stride, *shares) = shape, unit
@@ -127,13 +130,14 @@ class AttributeClassifier(nn.Module):
         self.units = nn.Sequential(_conv_unit(c, a, kernel, stride), _conv_unit(a, b, 1), nn.Flatten())
         self.fc1 = nn.Linear(b * ((h - 1) // stride + 1) * ((w - 1) // stride + 1), hidden)
         self.fc2, self.drop = nn.Linear(hidden, 2 * n_attributes), nn.Dropout(dropout)
+        self.act = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple:
         t = self.fc1(self.units(x))
-        absent, present = self.fc2(self.drop(t.relu())).unflatten(1, (-1, 2)).unbind(2)   # ReLU before dropout: the paper is silent
+        absent, present = self.fc2(self.drop(self.act(t))).unflatten(1, (-1, 2)).unbind(2)
         return t, present - absent
 
-# %% ../../nbs/16_models.ladder.ipynb #ee69eac8
+# %% ../../nbs/16_models.ladder.ipynb #333aed07
 class MutualInformation(nn.Module):
     "LMIM: `(map (B,C,H,W), T (B,L)) -> scalar loss`, with its score network (blan, 5)"
     def __init__(self,
@@ -164,7 +168,7 @@ def information_loss(real: Tensor, fake: Tensor) -> Tensor:  # (B,1,H,W) twice -
     wide = lambda s: s.float() if s.dtype in (torch.float16, torch.bfloat16) else s
     return (F.softplus(-wide(real)) + F.softplus(wide(fake))).mean()
 
-# %% ../../nbs/16_models.ladder.ipynb #f63041f7
+# %% ../../nbs/16_models.ladder.ipynb #fe9aa192
 class ScoreFusion(nn.Module):
     "Adaptive score fusion: (B,K,NA) -> (B,NA) (blan, 6)"
     def __init__(self,
@@ -184,7 +188,7 @@ class ScoreFusion(nn.Module):
         w = (self.weight[:-1] + self.weight[-1]).clamp(min=1e-6)
         return w / w.sum(0)
 
-# %% ../../nbs/16_models.ladder.ipynb #667bd738
+# %% ../../nbs/16_models.ladder.ipynb #945da4c5
 FEATURES = ("encoder", "decoder", "concat", "attention")
 ABLATION = {  # the paper's Table 4, by its printed names
     "Enc": dict(features="encoder", lmim=False, fusion=False),
@@ -203,7 +207,7 @@ class Join(nn.Module):
     def forward(self, enc: Tensor, dec: Tensor) -> Tensor:
         return self.join(torch.cat([enc, dec], 1))
 
-# %% ../../nbs/16_models.ladder.ipynb #fbee911d
+# %% ../../nbs/16_models.ladder.ipynb #2f82dbdb
 class BLAN(AttributeModel):
     "Bi-directional ladder attentive network (blan, 2 to 6); raises `ValueError` for a trunk with fewer than three stages or an unknown choice"
     def __init__(self,
@@ -211,38 +215,42 @@ class BLAN(AttributeModel):
         backbone: Backbone | None = None,   # the encoder; None for a ResNet-34
         size: tuple = (256, 256),           # (height, width) of the pictures: FC1 depends on it
         features: str = "attention",        # what AC1..AC3 read: "encoder", "decoder", "concat" or "attention"
-        order: str = "channel-spatial",     # of `RDAM`
         lmim: bool = True,                  # mutual-information loss
         fusion: bool = True,                # score fusion; without it probabilities are averaged (the paper is silent)
         dropout: float = .5,                # 0 for the scheme "w/o OS"
+        relu: bool = True,                  # see `AttributeClassifier`
         alpha: float = .1, beta: float = .1, gamma: float = 1.,   # weights of LMIM, reconstruction, fusion
+        rec: str = "mean",                  # reconstruction error per picture: "mean" of squares over its elements, or "sum", which swamps beta; the paper is silent
         dec_start: int | None = None,       # see `LadderDecoder`
         length: int | None = None,          # of T; None: 512, or 128 when the trunk's last map has fewer channels
         hidden: int | None = None,          # width of the score networks; None: 512, or 32 when the trunk's last map has fewer channels
         levels: int = 4,                    # K: how many of the last maps take part; the paper's is 4
         probs: bool = False,                # see `ScoreFusion`
         fusion_lr: float = 1e-4,            # rate of the fusion weights' own SGD
+        **attention,                        # `order`, `kernel`, `reduction` of `RDAM`
     ):
         super().__init__(make_backbone("resnet34") if backbone is None else backbone)
         if features not in FEATURES: raise ValueError(f"features is one of {', '.join(FEATURES)}, not {features!r}")
+        if rec not in ("mean", "sum"): raise ValueError(f"rec is 'mean' or 'sum', not {rec!r}")
+        if attention and features != "attention": raise ValueError(f"{', '.join(attention)}: only features='attention' has an RDAM to take it")
         if len(self.backbone.stages) < 3: raise ValueError(f"BLAN needs a trunk with three stages or more, {self.backbone.name or 'this one'} has {len(self.backbone.stages)}")
-        self.size, self.features, self.fusion_lr, self.loss_weights = tuple(size), features, fusion_lr, (alpha, beta, gamma)
+        self.size, self.features, self.fusion_lr, self.rec, self.loss_weights = tuple(size), features, fusion_lr, rec, (alpha, beta, gamma)
         shapes = self.backbone.map_shapes(size)[-levels:]
         channels, self.K = [s[0] for s in shapes], len(shapes)
         length, hidden = length or (512 if channels[-1] >= 512 else 128), hidden or (512 if channels[-1] >= 512 else 32)
         kernel = next(m.kernel_size[0] for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
         depths = block_counts(self.backbone.stages[-self.K:])[:-1]
         self.decoder = None if features == "encoder" else LadderDecoder(channels, depths, dec_start, kernel)
-        meet = {"attention": lambda c: RDAM(c, order), "concat": Join}.get(features)
+        meet = {"attention": lambda c: RDAM(c, **attention), "concat": Join}.get(features)
         self.meet = nn.ModuleList([meet(c) for c in channels[:-1]] if meet else [])
-        self.classifiers = nn.ModuleList([AttributeClassifier(s, n_attributes, u, length, dropout) for s, u in zip(shapes, UNITS[-self.K:])])
+        self.classifiers = nn.ModuleList([AttributeClassifier(s, n_attributes, u, length, dropout, relu) for s, u in zip(shapes, UNITS[-self.K:])])
         self.lmim = nn.ModuleList([MutualInformation(c, length, hidden) for c in channels] if lmim else [])
         self.fusion = ScoreFusion(n_attributes, self.K, probs) if fusion else None
         init_new(*(part for name, part in self.named_children() if name != "backbone"))
 
     joint = False  # a learner sets this: then `forward` gives the loss everything it needs, in training
 
-# %% ../../nbs/16_models.ladder.ipynb #f656a8c3
+# %% ../../nbs/16_models.ladder.ipynb #95e55b5d
 @patch
 def ladder(self: BLAN, x: Tensor) -> tuple:  # (B,3,H,W) -> encoder maps (K), decoder maps (K-1, or none), both shallow to deep
     "Up and down once; raises `ValueError` for pictures of another size than the classifiers were built for"
@@ -268,7 +276,7 @@ def per_classifier(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,K,NA)
     "The scores of AC1..AC4, as logits (blan, Figure 3)"
     return torch.stack([c(m)[1] for c, m in zip(self.classifiers, self.read(*self.ladder(x)))], 1)
 
-# %% ../../nbs/16_models.ladder.ipynb #ed851311
+# %% ../../nbs/16_models.ladder.ipynb #25c0086e
 @patch
 def training_outputs(self: BLAN, x: Tensor) -> tuple:  # prediction (B,NA), scores (B,K,NA), LMIM summed over levels, reconstruction error
     "What the total loss takes"
@@ -277,7 +285,8 @@ def training_outputs(self: BLAN, x: Tensor) -> tuple:  # prediction (B,NA), scor
     ts, scores = zip(*(c(m) for c, m in zip(self.classifiers, maps)))
     scores = torch.stack(scores, 1)
     information = sum((net(m, t) for net, m, t in zip(self.lmim, maps, ts)), x.new_zeros(()))
-    error = F.mse_loss(self.decoder.picture(dec[0], self.size).to(x.dtype), x) if dec else x.new_zeros(())   # mean over elements: the sum would swamp beta
+    error = F.mse_loss(self.decoder.picture(dec[0], self.size).to(x.dtype), x) if dec else x.new_zeros(())
+    if self.rec == "sum": error = error * x[0].numel()   # per picture; the mean over the batch stays
     return self.fuse(scores), scores, information, error
 
 @patch
@@ -293,7 +302,7 @@ def loss(self: BLAN, outputs, targets: Tensor) -> Tensor:  # training outputs, o
     total = sum(ce(s) for s in scores.unbind(1)) + alpha * information + beta * error
     return total + gamma * ce(logits) if self.fusion is not None else total
 
-# %% ../../nbs/16_models.ladder.ipynb #54f9d832
+# %% ../../nbs/16_models.ladder.ipynb #df5eaffa
 @patch
 @torch.no_grad()
 def reconstruct(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,3,H,W), normalised like the input

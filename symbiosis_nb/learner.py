@@ -8,7 +8,7 @@ __all__ = ['OPTIMIZERS', 'attribute_logits', 'MeanScore', 'default_metrics', 'pi
            'half_l1', 'adversarial_learner', 'Sheet', 'Selection', 'Checkpoint', 'distributed', 'process_rank',
            'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #8424c54a
+# %% ../nbs/31_learner.ipynb #47d67dec
 import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #eee37cf5
+# %% ../nbs/31_learner.ipynb #3b642527
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -57,7 +57,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #e46a4c31
+# %% ../nbs/31_learner.ipynb #9d146a52
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -87,7 +87,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #cf85731e
+# %% ../nbs/31_learner.ipynb #96f3c5a9
 class OwnSGD(Callback):
     "Plain SGD at a fixed rate for the parameters that a model names in `sgd_parameters()`"
     order = 20  # after mixed precision has unscaled the gradients
@@ -96,7 +96,7 @@ class OwnSGD(Callback):
         for p, rate in self.own:
             if p.grad is not None: p.data.add_(p.grad, alpha=-rate); p.grad = None
 
-# %% ../nbs/31_learner.ipynb #658a695b
+# %% ../nbs/31_learner.ipynb #0a3cf428
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -114,7 +114,7 @@ class ResumableLearner(Learner):
         schedule = {"lr": _Schedule(np.array(lrs), recipe.schedule)}
         self.fit(recipe.epochs, cbs=[ParamScheduler(schedule), *(cbs or [])], lr=lrs, wd=recipe.wd)
 
-OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), sgd=SGD, gan=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False))
+OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), sgd=SGD, plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False))
 
 def _group_rates(recipe, n):
     if f := recipe.group_lrs: return [recipe.lr*v for v in (f if n == len(f) else (f[0], *f[len(f) - n + 1:]))]  # fewer groups: the shallowest, and the deepest ones
@@ -125,7 +125,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #6d6f5ed8
+# %% ../nbs/31_learner.ipynb #85cb88fa
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -171,7 +171,7 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #a8eae8f2
+# %% ../nbs/31_learner.ipynb #f1a2a2ae
 class MeanIoU(Metric):
     "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
     def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
@@ -215,7 +215,7 @@ def parsing_scores(
     frame = M.parsing_frame(sum(matrices), regions.names)
     return frame, M.parsing_means(frame), np.stack(matrices)
 
-# %% ../nbs/31_learner.ipynb #cfe8aa91
+# %% ../nbs/31_learner.ipynb #735265c2
 def half_l1(drawn: Tensor, real: Tensor) -> Tensor:
     "Mean absolute difference of pictures in [-1,1], as of pictures in [0,1]"
     return (drawn.float() - real.float()).abs().mean()/2
@@ -225,10 +225,11 @@ def adversarial_learner(
     model: Adversary,
     gan: str = "lsgan",  # or "log"
     perceptual: str | Path | None = None,  # file with VGG-19 weights; None leaves the term out
+    pixel: float = 0.,   # weight of an L1 term to the target; not in the paper
     **kwargs,            # of `attribute_learner`
 ) -> ResumableLearner:
     "A Learner for a generator and its discriminators (abstraction, 3); raises `DataError` when the VGG-19 file is missing"
-    loss = AdversarialLoss(model.discriminator, gan, perceptual=perceptual and Perceptual(perceptual).to(dls.device or "cpu"))
+    loss = AdversarialLoss(model.discriminator, gan, pixel=pixel, perceptual=perceptual and Perceptual(perceptual).to(dls.device or "cpu"))
     return attribute_learner(dls, model, loss, metrics=[AvgMetric(half_l1)], **kwargs)
 
 class Sheet(Callback):
@@ -242,7 +243,7 @@ class Sheet(Callback):
         image = Image.fromarray(((rows.permute(1, 2, 0) + 1)*127.5).round().clamp(0, 255).byte().numpy())
         with atomic_write(self.file) as tmp: image.save(tmp, "PNG")
 
-# %% ../nbs/31_learner.ipynb #2a684a74
+# %% ../nbs/31_learner.ipynb #998728db
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -255,7 +256,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #8babc626
+# %% ../nbs/31_learner.ipynb #6060c75b
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -280,7 +281,7 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #8d94d295
+# %% ../nbs/31_learner.ipynb #ea5c839d
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
@@ -320,7 +321,7 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #c815972a
+# %% ../nbs/31_learner.ipynb #8cd5509c
 @contextlib.contextmanager
 def distributed(
     learn: Learner,
@@ -331,17 +332,17 @@ def distributed(
     try: from fastai.distributed import DistributedTrainer  # gives learners `distrib_ctx`
     except NameError: raise ImportError("training on several processes needs the accelerate package: pip install 'symbiosis_nb[distributed]'") from None
     DistributedTrainer._wrap_dl = lambda self, dl: dl  # our loaders share batches themselves, on CPUs too
-    for dl in learn.dls.loaders: dl.share = (rank, processes)
+    learn.dls.train.share = (rank, processes)  # validation is everybody's, so that all select the same weights
     try:
         with learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available()): yield
     finally:
-        for dl in learn.dls.loaders: dl.share = None
+        learn.dls.train.share = None
 
 def process_rank() -> tuple:  # rank, number of processes
     "Which of torchrun's processes this is; (0, 1) without torchrun"
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-# %% ../nbs/31_learner.ipynb #0772840f
+# %% ../nbs/31_learner.ipynb #b6bb7090
 @torch.no_grad()
 def predict(
     model: nn.Module,

@@ -8,7 +8,7 @@ __all__ = ['SIX', 'DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'VAR
            'inverse', 'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'Build',
            'Method', 'register', 'get_method']
 
-# %% ../nbs/30_methods.ipynb #405d34d2
+# %% ../nbs/30_methods.ipynb #5e6933ed
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Callable
 
 from fastai.callback.schedule import combined_cos
 
+from .data.loaders import MIRROR, PATCHES, WIDE, Augment
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath
 from .models.backbones import Backbone, backbone
@@ -27,7 +28,7 @@ from .models.specific import JointNet
 from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #dd903499
+# %% ../nbs/30_methods.ipynb #09bfa73d
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -53,21 +54,22 @@ def hold_then_linear(pct: float, hold: float = .5) -> float:
     "The rate as it is, then linear to 0 (abstraction, 3)"
     return min(1., (1 - pct)/(1 - hold))
 
-# %% ../nbs/30_methods.ipynb #1af4f961
+# %% ../nbs/30_methods.ipynb #17c1d2b9
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
     lr: float = 4e-3
     epochs: int = 6
     bs: int = 64
-    optimizer: str = "adam"   # "adam" (decoupled weight decay), "sgd" (Nesterov-free momentum `mom`) or "gan" (Adam with betas `mom`, 0.999)
+    optimizer: str = "adam"   # "adam" (fastai's, decoupled weight decay), "plain_adam" (betas `mom` and 0.999) or "sgd" (Nesterov-free momentum `mom`)
     schedule: partial = one_cycle  # share of training -> factor on the rate
     mom: float = .9
     wd: float = 1e-2
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
+    augment: Augment = Augment()    # what happens to pictures in training
 
-# %% ../nbs/30_methods.ipynb #93c0d12f
+# %% ../nbs/30_methods.ipynb #a8ac3097
 @dataclass(frozen=True)
 class Generator:
     "The network that draws abstraction images, and its training; the defaults are pix2pixHD's (abstraction, 3)"
@@ -81,8 +83,9 @@ class Generator:
     frame: str = "celeba"         # "celeba": aligned to CelebA's template by landmarks, or by the labels' eyes and mouth (paper silent), "pad": padded, "raw": stretched
     hard: bool = False            # targets from the most likely part alone
     gan: str = "lsgan"            # or "log", the paper's equation
+    pixel: float = 0.             # weight of an L1 term to the target; the paper has none, a run of minutes needs one
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
-    recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="gan", schedule=hold_then_linear, mom=.5, wd=0.)
+    recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=MIRROR)
 
 @dataclass(frozen=True)
 class Profile:
@@ -95,22 +98,24 @@ class Profile:
     recipe: Recipe | None = None
     limit: int | None = None       # use at most so many training samples
     parser: str = "small"          # segmentation network that makes masks
-    parser_recipe: Recipe = Recipe(lr=4e-3, epochs=8, bs=32)
+    parser_recipe: Recipe = Recipe(lr=4e-3, epochs=8, bs=32, augment=WIDE)
     mask_share: int = 2            # masks are stored at size/mask_share
     precision: str = "auto"
-    augment: bool = True           # random mirror, shift, scale, rotation and light in training; False: the pictures as they are
+    augment: bool = True           # as the recipe says; False: the pictures as they are
+    rates: dict = field(default_factory=dict)  # method -> learning rate in place of the recipe's
+    loss: str | None = None        # "balanced": positives and negatives of every attribute count the same; None: the method's own
     generator: Generator = Generator()  # of abstraction images, for methods that need them
     attributes: tuple = ()         # attributes with a network of their own, for methods with a chain; empty: all
     tune: Recipe | None = None     # training of the later steps of a chain; None: the method's own
 
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e; one attribute of the whole face
-DEMO = Recipe(lr=4e-3, epochs=6, bs=64, wd=1e-2)
+DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 PROFILES = {p.name: p for p in (
-    Profile("smoke", (40, 32), "small", .25, recipe=replace(DEMO, epochs=1, bs=16), limit=64, parser_recipe=Recipe(lr=4e-3, epochs=1, bs=16),
+    Profile("smoke", (40, 32), "small", .25, recipe=replace(DEMO, epochs=1, bs=16), limit=64, parser_recipe=Recipe(lr=4e-3, epochs=1, bs=16, augment=WIDE),
             generator=Generator(4, 2, 1, 4, 2, size=None, frame="pad", recipe=replace(Generator().recipe, lr=1e-3, epochs=1, bs=8)), attributes=SIX[2:4], tune=Recipe(lr=1e-3, epochs=1, bs=16)),
     Profile("demo", (80, 64), "small", recipe=DEMO,
             generator=Generator(16, 3, 3, 16, size=None, frame="pad", recipe=replace(Generator().recipe, lr=1e-3, epochs=8, bs=8)), attributes=SIX, tune=Recipe(lr=1e-3, epochs=2, bs=64)),
-    Profile("paper", parser="encoder_decoder", parser_recipe=Recipe(lr=1e-3, epochs=60, bs=16)))}
+    Profile("paper", parser="encoder_decoder", parser_recipe=Recipe(lr=1e-3, epochs=60, bs=16, augment=WIDE)))}
 
 def make_profile(
     name: str,    # a key of `PROFILES`
@@ -122,10 +127,11 @@ def make_profile(
     own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(profile, **{k: v for k, v in overrides.items() if k in own})
-    changed = {k: v for k, v in overrides.items() if k in recipe}
+    changed = {k: v for k, v in overrides.items() if k in recipe - own}
+    if "lr" in changed: profile = replace(profile, rates={})
     return replace(profile, recipe=replace(profile.recipe or Recipe(), **changed)) if changed else profile
 
-# %% ../nbs/30_methods.ipynb #9407ea42
+# %% ../nbs/30_methods.ipynb #a2a7c03e
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -160,9 +166,9 @@ class Method:
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #0d6514a9
-VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
-SA_RECIPE = Recipe(lr=1e-2, epochs=10, bs=16, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4)
+# %% ../nbs/30_methods.ipynb #5531303a
+VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4, augment=MIRROR)
+SA_RECIPE = replace(VGG_RECIPE, epochs=10, bs=16)  # 16 pictures of each task
 
 METHODS: dict[str, Method] = {}
 VARIANTS: dict[str, Method] = {}  # run by name only: ablations, and steps of other methods
@@ -182,7 +188,7 @@ def get_method(name: str) -> Method:
     if found is None: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 
-# %% ../nbs/30_methods.ipynb #f8f7e219
+# %% ../nbs/30_methods.ipynb #125d3dd6
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
@@ -210,11 +216,11 @@ register(
                needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )
 
-# %% ../nbs/30_methods.ipynb #ad706d40
-BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, schedule=steps, wd=0.)
-PSE_RECIPE = Recipe(lr=5e-3, epochs=31, bs=256, optimizer="sgd", schedule=poly, wd=5e-4)
+# %% ../nbs/30_methods.ipynb #16ef590e
+BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, optimizer="plain_adam", schedule=steps, wd=0., augment=MIRROR)
+PSE_RECIPE = Recipe(lr=5e-3, epochs=31, bs=256, optimizer="sgd", schedule=poly, wd=5e-4, augment=replace(MIRROR, shift=15/256))  # 227 of 256 pixels
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
-              recipe=Recipe(lr=1e-4, epochs=16, bs=256, optimizer="sgd", schedule=partial(steps, at=(30/16,)), wd=1e-4))
+              recipe=Recipe(lr=1e-4, epochs=16, bs=256, optimizer="sgd", schedule=partial(steps, at=(30/16,)), wd=1e-4, augment=replace(MIRROR, shift=16/256)))
 
 PSE_LFWA = dict(recipe=replace(PSE_RECIPE, epochs=68, schedule=partial(steps, at=(.5,))))   # 20,000 iterations on the enlarged LFWA; the paper gives no length
 
@@ -231,8 +237,8 @@ register(
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
 )
 
-# %% ../nbs/30_methods.ipynb #e732743b
-ABSTRACTION_RECIPE = Recipe(lr=1e-3, epochs=6, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4)
+# %% ../nbs/30_methods.ipynb #59ee6bdf
+ABSTRACTION_RECIPE = Recipe(lr=1e-3, epochs=6, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4, augment=MIRROR)
 ABSTRACTION_LFWA = dict(backbone="resnet18", size=(224, 224), weights="imagenet", recipe=replace(ABSTRACTION_RECIPE, epochs=8, schedule=partial(steps, at=(.4, .8))))
 
 def _with_loss(model, loss="sigmoid"):
@@ -251,9 +257,9 @@ register(
     _abstraction("dual_path", "Dual path", "Ours", lambda b: _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.options)), needs="abstraction"),
 )
 
-# %% ../nbs/30_methods.ipynb #48194904
+# %% ../nbs/30_methods.ipynb #84bb78e2
 def _g2s_recipe(epochs, iterations):
-    return Recipe(lr=1e-4, epochs=epochs, bs=128, optimizer="sgd", schedule=partial(inverse, iterations=iterations), wd=5e-4, group_lrs=(1, 3, 5, 8))
+    return Recipe(lr=1e-4, epochs=epochs, bs=128, optimizer="sgd", schedule=partial(inverse, iterations=iterations), wd=5e-4, group_lrs=(1, 3, 5, 8), augment=PATCHES)
 
 def _joint_net(b):
     "VGG-16 with its three layers, from a VGG-Face file where one is given; other trunks with average pooling"

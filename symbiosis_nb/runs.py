@@ -7,8 +7,8 @@ __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model
            'average_runs', 'one_attribute', 'train_attribute', 'chain_runs', 'run_job', 'run', 'collect', 'load_model',
            'Look', 'find_faces', 'the_face', 'look_of', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #805df07e
-import os, resource, shutil, time
+# %% ../nbs/33_runs.ipynb #03798a54
+import copy, os, resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from .data.loaders import attribute_loader, middle, normalize
 from .data.pixels import folder_lock
 from .data.tables import AttributeTable, read_image
 from .inputs import GeneratorRun, Job, ParserRun, default_device, is_finished, limit_table, prepare, resolve
-from .learner import Checkpoint, Selection, attribute_learner, distributed, parsing_scores, predict, process_rank
+from .learner import Checkpoint, MeanIoU, Selection, attribute_learner, default_metrics, distributed, parsing_scores, predict, process_rank
 from .methods import Build, get_method, make_profile
 from .models.backbones import n_parameters
 from .models.gating import Averaged
@@ -39,7 +39,7 @@ from .models.pooling import fit_masks
 from .models.specific import Joined
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/33_runs.ipynb #9b34961c
+# %% ../nbs/33_runs.ipynb #31d652bc
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -82,7 +82,7 @@ class Run:
         "Who is on each test image, or None"
         return self.arrays.get("test_identity")
 
-# %% ../nbs/33_runs.ipynb #a4203183
+# %% ../nbs/33_runs.ipynb #73c40dc0
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -111,11 +111,19 @@ def cost(learn, clock, seconds_predicting: float, n_predicted: int) -> dict:
                 training_seconds=sum(clock.seconds), epochs_timed=len(clock.seconds), train_images_per_second=n/np.median(clock.seconds) if clock.seconds else None,
                 predict_images_per_second=n_predicted/seconds_predicting, peak_memory_mib=_peak_memory(), hardware=hardware())
 
-def _peak_memory():
-    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
+def _forget_peak():
+    "Start counting peak memory anew, where the system allows"
+    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    try: Path("/proc/self/clear_refs").write_text("5")
+    except OSError: pass   # then the peak is that of the whole process
 
-# %% ../nbs/33_runs.ipynb #5a5975aa
+def _peak_memory():
+    "MiB of the GPU, or of the process"
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
+    try: return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))/2**10
+    except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
+
+# %% ../nbs/33_runs.ipynb #fdbcd88e
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -130,7 +138,7 @@ def start_from(
     "Copy every tensor of a run that has the same name and shape; raises `DataError` when there is none"
     there, want = Run(folder), model.state_dict()
     have = load_file(there.folder/"model.safetensors")
-    if attributes and hasattr(model, "inherit"): have = model.inherit(have, [there.config["attributes"].index(a) for a in attributes], rows)
+    if attributes and hasattr(model, "inherit"): have = model.inherit(have, [there.config["attributes"].index(a) for a in attributes], rows or len(there.config["attributes"]) == 1)
     fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape}
     if not any(k.endswith("weight") for k in fits): raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
     model.load_state_dict(fits, strict=False)
@@ -152,9 +160,12 @@ def train(job: Job, folder: Path):
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
     ready, p = prepare(job), job.profile
     seed_everything(job.seed)
+    _forget_peak()
     model = build_model(job, ready.n_regions).to(default_device())
+    if p.loss and hasattr(model, "loss"): raise ValueError(f"{job.method.name} has a loss of its own: loss={p.loss!r} is for methods trained by plain cross-entropy")
     if job.start is not None: start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
-    learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder)
+    metrics = [*default_metrics(), *([MeanIoU(ready.n_regions)] if job.method.needs == "parsing" else [])]
+    learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
     selection, clock = Selection(), Clock()
     with distributed(learn), learn.no_bar(), learn.no_logging():
         learn.fit_recipe(p.recipe, cbs=[selection, clock, Bar(f"{job.method.name}, seed {job.seed}"), Checkpoint(folder/"checkpoint.pt")])
@@ -162,17 +173,23 @@ def train(job: Job, folder: Path):
     loaders = {s: attribute_loader(job.table, ready.fields, s, 2*p.recipe.bs, ok=ready.ok, device=default_device())
                for s in ("valid", "test") if (job.table.split == s).any()}
     arrays, seconds = _measure(learn, selection, loaders, p.precision)
+    arrays.update(_who(job.table, ready.ok))
     more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()), inputs=ready.sources)
     if ready.parsing_test is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing_scores(learn.model.parse, ready.parsing_test, p.precision)
     log = pd.DataFrame([list(v) for v in learn.recorder.values], columns=learn.recorder.metric_names[1:-1]).rename_axis("epoch").reset_index()
     for name, helper in ready.helpers.items(): _keep(name, helper, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #165836a6
+# %% ../nbs/33_runs.ipynb #f388c4e7
 def _keep(name, helper, folder):
     "A copy of the network that made masks or abstraction images, so that the folder can predict on its own"
     for file in ("config.json", "model.safetensors"):
         with atomic_write(folder/name/file) as tmp: shutil.copyfile(helper.folder/file, tmp)
+
+def _who(table, ok):
+    "File names and identities of the test pictures that were used"
+    test = np.flatnonzero((table.split == "test") & ok)
+    return {"test_names": np.array([Path(table.paths[i]).name for i in test]), **({} if table.identity is None else {"test_identity": table.identity[test]})}
 
 def _write_npz(path, arrays):
     with atomic_write(path) as tmp, open(tmp, "wb") as f: np.savez_compressed(f, **arrays)
@@ -185,9 +202,7 @@ def score(arrays: dict, vocab, which: str = "selected") -> pd.DataFrame:
 
 def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Module | None, costs: dict, **more):
     "Write a run's files, `done.json` last"
-    t, test = job.table, np.flatnonzero(job.table.split == "test")
-    if len(arrays["test_targets"]) == len(test):
-        arrays = {**arrays, "test_names": np.array([Path(t.paths[i]).name for i in test]), **({} if t.identity is None else {"test_identity": t.identity[test]})}
+    t = job.table
     _write_npz(folder/"predictions.npz", {**arrays, "train_prevalence": t.prevalence("train")})
     with atomic_write(folder/"scores.parquet") as tmp: score(arrays, t.vocab).to_parquet(tmp)
     with atomic_write(folder/"log.csv") as tmp: log.to_csv(tmp, index=False)
@@ -197,7 +212,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #9df9a2b9
+# %% ../nbs/33_runs.ipynb #99b34850
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -211,7 +226,7 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #0140fb54
+# %% ../nbs/33_runs.ipynb #fb98d955
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
     "The same images with one attribute"
     t = table.names.index(name)
@@ -250,7 +265,7 @@ def _map(f, items, executor, folder):
     width = max(1, os.cpu_count()//threads) if executor == "local" else len(items)
     return [j.result() for k in range(0, len(items), width) for j in pool.map_array(f, items[k:k + width])]
 
-# %% ../nbs/33_runs.ipynb #6fed1d6e
+# %% ../nbs/33_runs.ipynb #0d6a962b
 def _joint_run(job):
     "Step 1 of a chain, the same run as when it is asked for by its own name"
     return run_job(replace(job, method=get_method("g2s_1"), options={k: v for k, v in job.options.items() if k not in ("schemes", "rows")}, asked=None, executor=None))
@@ -281,7 +296,7 @@ def chain_runs(job: Job, folder: Path):
            crops={n: r.config["options"].get("scheme", "a") for n, r in runs.items()}, joint=joint and joint.folder.name, bad_images=steps[0].done["bad_images"],
            note=f"{rest} of {len(every)} attributes have no network of their own; their columns are those of step 1" if rest else "")
 
-# %% ../nbs/33_runs.ipynb #c27c9310
+# %% ../nbs/33_runs.ipynb #37856dee
 def _twin(job):
     "The same job under the name of the method with the same model, where the profile leaves no difference"
     if not job.method.same_as or job.asked is None: return None
@@ -294,7 +309,8 @@ def run_job(job: Job) -> Run:
     folder, make = job.folder, average_runs if job.method.parts else chain_runs if job.method.chain else train
     if process_rank()[0] > 0:  # torchrun's other processes train along; the first one locks and writes
         if not is_finished(folder, FILES): make(job, folder)
-        return Run(folder) if is_finished(folder, FILES) else None
+        while not is_finished(folder, FILES): time.sleep(.2)   # the first one measures alone; when it fails, torchrun ends all
+        return Run(folder)
     with folder_lock(folder):
         if not is_finished(folder, FILES): make(job, folder)
     return Run(folder)
@@ -318,7 +334,7 @@ def run(
     p = resolve(asked, m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, {**m.options, **(options or {})}, Path(out), start, asked, executor))
 
-# %% ../nbs/33_runs.ipynb #22a505b3
+# %% ../nbs/33_runs.ipynb #57c9876a
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -340,7 +356,7 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #7e431897
+# %% ../nbs/33_runs.ipynb #162d67f4
 class _Masks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser, size): super().__init__(); self.parser, self.size = parser, size
@@ -371,9 +387,9 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     p = c["profile"]
     model = m.build(Build(_vocab_of(r), tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, c["options"]))
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
-    return _Whole(model, _extra(r.folder, p)).eval()
+    return _Whole(model, _extra(r.folder, p)).eval().to(default_device())
 
-# %% ../nbs/33_runs.ipynb #1adb4366
+# %% ../nbs/33_runs.ipynb #c50e4e5c
 @dataclass
 class Look:
     "How a run looks at a photograph"
@@ -417,7 +433,7 @@ def look_of(r: Run) -> Look:
     schemes = tuple(sorted({*r.done["crops"].values(), *(["a"] if len(r.done["crops"]) < len(c["attributes"]) else [])})) if several else (options.get("scheme", "a"),) if crop else ()
     return Look(size, c["frame"], schemes, several, options.get("border", "replicate"))
 
-# %% ../nbs/33_runs.ipynb #1eb14136
+# %% ../nbs/33_runs.ipynb #ea24211c
 def _open(source): return source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
 def _name(source, i): return Path(source).name if isinstance(source, (str, Path)) else f"picture {i}"
 
@@ -434,7 +450,7 @@ class Predictor:
         "Load from a run folder or an ONNX file; raises `DataError` when it is neither"
         if Path(path).suffix == ".onnx": return cls._load_onnx(path)
         r, model = Run(path), load_model(path)
-        return cls(lambda x: model(x).float(), r.config["attributes"], r.config["profile"]["size"], look_of(r))._with(model)
+        return cls(lambda x: model(x.to(default_device())).float().cpu(), r.config["attributes"], r.config["profile"]["size"], look_of(r))._with(model)
 
     def _with(self, model): self.model = model; return self
 
@@ -465,7 +481,7 @@ class Predictor:
         where = pd.DataFrame(np.column_stack([found.boxes, found.scores]), columns=["x", "y", "width", "height", "score"])
         return where.join(pd.DataFrame(self._ask(views, bs), columns=list(self.names))).rename_axis("face")
 
-# %% ../nbs/33_runs.ipynb #88bfc113
+# %% ../nbs/33_runs.ipynb #eef970cb
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"
@@ -485,10 +501,10 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
     if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
     x = torch.zeros(2, 3, *self.size)
     with atomic_write(path) as tmp:
-        torch.onnx.export(self.model, (x,), tmp, input_names=["pictures"], output_names=["logits"], dynamo=True, external_data=False, verbose=False,
+        torch.onnx.export(copy.deepcopy(self.model).cpu(), (x,), tmp, input_names=["pictures"], output_names=["logits"], dynamo=True, external_data=False, verbose=False,
                           dynamic_shapes=({0: torch.export.Dim("batch")},))
         file = onnx.load(tmp)
-        for k, v in dict(names=" ".join(self.names), size=f"{self.size[0]} {self.size[1]}").items(): file.metadata_props.add(key=k, value=v)
+        for k, v in dict(names=" ".join(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame).items(): file.metadata_props.add(key=k, value=v)
         onnx.save(file, tmp)
     return Path(path)
 
@@ -497,4 +513,4 @@ def _load_onnx(cls: Predictor, path):
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     meta = session.get_modelmeta().custom_metadata_map
-    return cls(lambda x: session.run(None, {"pictures": x.numpy()})[0], meta["names"].split(), tuple(map(int, meta["size"].split())))
+    return cls(lambda x: session.run(None, {"pictures": x.numpy()})[0], meta["names"].split(), size := tuple(map(int, meta["size"].split())), Look(size, meta["frame"]))

@@ -256,3 +256,17 @@ def test_fasseg_missing_label_is_a_fault_in_v2(tmp_path):
 def test_official_counts_of_the_full_sets():
     assert sum(official.HELEN_COUNTS.values()) == 2330 and sum(official.MASKHQ_COUNTS.values()) == 30_000
     assert sum(official.LIP_COUNTS.values()) == 40_462 and sum(official.BERKELEY_COUNTS.values()) == 8035
+
+
+def test_digest_follows_label_files(tmp_path):
+    "Two mask folders of one picture folder are two data sets, and their stored labels differ"
+    from symbiosis_nb.data.pixels import label_store
+    from symbiosis_nb.data.official import celebamask_hq
+    (tmp_path/"images").mkdir(); Image.new("RGB", (32, 32)).save(tmp_path/"images"/"0.png")
+    tables = []
+    for k in (1, 2):
+        (tmp_path/f"masks{k}").mkdir(); Image.fromarray(np.full((32, 32), k, np.uint8)).save(tmp_path/f"masks{k}"/"0.png")
+        tables.append(celebamask_hq(tmp_path, masks=tmp_path/f"masks{k}"))
+    assert tables[0].digest != tables[1].digest
+    assert [int(label_store(t, (8, 8), root=tmp_path/"cache")[[0]].max()) for t in tables] == [1, 2]
+    assert tables[0].digest != celebamask_hq(tmp_path, masks=tmp_path/"masks1", order=("background", "nose", "skin")).digest

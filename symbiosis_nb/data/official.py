@@ -10,7 +10,7 @@ __all__ = ['CELEBA_COUNTS', 'LANDMARKS', 'WIDER_BOXES', 'BERKELEY_COUNTS', 'HELE
            'helen', 'lip', 'fuse_parts', 'celebamask_hq', 'celebamask_hq_attributes', 'lapa', 'nearest_colour',
            'fasseg']
 
-# %% ../../nbs/03_data.official.ipynb #e202b263
+# %% ../../nbs/03_data.official.ipynb #c45017b7
 import csv, io, json, os, re, shutil, struct, zipfile, zlib
 from array import array
 from collections import Counter
@@ -27,7 +27,7 @@ from ..core import DataError, atomic_write, cache_dir, digest, progress
 from .tables import IGNORE, SPLITS, AttributeTable, ParsingTable, check_split, read_bytes, read_image, split_archive
 from ..vocab import BERKELEY, CELEBA, CELEBAMASK, FASSEG, HELEN, LAPA, LIP, WIDER
 
-# %% ../../nbs/03_data.official.ipynb #f2cc548e
+# %% ../../nbs/03_data.official.ipynb #0a38ec03
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
           b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8", b"\xfe\xff": "is UTF-16 text: save it as UTF-8"}
 
@@ -59,7 +59,7 @@ def read_rows(
     "Lines split at white space of any length: CelebA's header ends in a space, its numbers are padded"
     return [(i, fields) for i, line in enumerate(read_text(path).splitlines(), 1) if (fields := line.split())]
 
-# %% ../../nbs/03_data.official.ipynb #9167d1d7
+# %% ../../nbs/03_data.official.ipynb #dd3d2160
 _IMAGE = (".jpg", ".jpeg", ".png", ".bmp")
 
 def _is_image(name): return name.lower().endswith(_IMAGE)
@@ -82,7 +82,7 @@ def read_csv(
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None
 
-# %% ../../nbs/03_data.official.ipynb #2d367f57
+# %% ../../nbs/03_data.official.ipynb #1415bc8e
 @dataclass
 class Numbers:
     "An annotation file: one name and n numbers per line"
@@ -119,7 +119,7 @@ def _columns(header, columns, path):
                               + f" (or has it twice); it has {_short(' '.join(header), 120)}: is this the right file?")
     return [seen.index(_norm(c)) for c in columns]
 
-# %% ../../nbs/03_data.official.ipynb #107530f4
+# %% ../../nbs/03_data.official.ipynb #6c9528e6
 def _text_table(path, columns, notes, problems):
     "Rows of a .txt annotation file as (line, [name, value, ...]), columns in order"
     rows, n = read_rows(path), len(columns)
@@ -148,7 +148,7 @@ def _csv_table(path, columns, notes, problems):
     order = rest if header is None or len(rest) == len(columns) == 1 else _columns(header, columns, path)
     return [(line, [f[k] for k in (key, *order)]) for line, f in rows]
 
-# %% ../../nbs/03_data.official.ipynb #c7bd6a47
+# %% ../../nbs/03_data.official.ipynb #05ba8bc3
 def read_numbers(
     path: Path,      # a .txt file (count line and header optional) or a .csv file
     columns: tuple,  # names of the columns wanted, in the order wanted
@@ -169,7 +169,7 @@ def read_numbers(
     if not names: raise DataError(f"{path} has no rows: fetch it again")
     return Numbers(path, columns, names, list(first), np.array(values).reshape(-1, len(columns)), list(first.values()), notes)
 
-# %% ../../nbs/03_data.official.ipynb #719f7ee3
+# %% ../../nbs/03_data.official.ipynb #3fad9e69
 def _root(root):
     root = Path(root).expanduser()
     if not root.is_dir(): raise DataError(f"{root}: there is no such folder: give the folder that holds the data set")
@@ -208,7 +208,7 @@ def need(
            "; 7z archives are not read: unpack them" if there("*.7z*") else ""
     raise DataError(f"{root}: found no {' or '.join(names)} here" + f", nor in {', '.join(folders)}"*bool(folders) + hint)
 
-# %% ../../nbs/03_data.official.ipynb #651088b9
+# %% ../../nbs/03_data.official.ipynb #b8318f9a
 def _zip_names(archive):
     try:
         with zipfile.ZipFile(archive) as z: return z.namelist()
@@ -234,7 +234,7 @@ def list_images(
 
 def _stems(place, deep=False): return {_stem(n): p for n, p in list_images(place, deep).items()}
 
-# %% ../../nbs/03_data.official.ipynb #74f00924
+# %% ../../nbs/03_data.official.ipynb #66f61a88
 def _parts(split): return ", ".join(f"{s} {(np.asarray(split) == s).sum():,}" for s in SPLITS)
 
 def keep_complete(
@@ -272,7 +272,7 @@ def check_counts(
     return [f"{'a subset' if n < full else 'more than the official set'}: {n:,} of {full:,} official {unit} ({_parts(split)}); "
             "scores are not comparable with published ones"]
 
-# %% ../../nbs/03_data.official.ipynb #a68d88a5
+# %% ../../nbs/03_data.official.ipynb #7a6e218d
 def _decode(path):
     "One image as it is stored (no conversion); raises `DataError` like `read_image`"
     try: image = Image.open(io.BytesIO(read_bytes(path))); image.load(); return image
@@ -299,7 +299,7 @@ def check_files(
             except DataError as e: problems.append(str(e).splitlines()[0])
     if problems: raise DataError(f"{table.name}: {len(problems)} damaged file(s) among {len(table):,} samples: fetch them again", problems)
 
-# %% ../../nbs/03_data.official.ipynb #5f0668ae
+# %% ../../nbs/03_data.official.ipynb #e1125058
 CELEBA_COUNTS = dict(train=162_770, valid=19_867, test=19_962)
 LANDMARKS = tuple("lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y".split())
 _CELEBA_FOLDERS = ("Anno", "Eval", "Img", "celeba", "CelebA", "data", "img_celeba.7z", "img_align_celeba_png.7z")
@@ -326,7 +326,7 @@ def _celeba_places(root, variant, files):
     look = lambda k: (need if k in ("attr", "images") else find)(root, *wanted[k], folders=_CELEBA_FOLDERS)
     return {k: given.get(k) or look(k) for k in wanted} | dict(shards=packed)
 
-# %% ../../nbs/03_data.official.ipynb #bfeea5a1
+# %% ../../nbs/03_data.official.ipynb #09ad3d21
 def official_part(
     number: int,  # 1 .. 202599, the number in a CelebA file name
 ) -> str:         # "train", "valid" or "test"
@@ -362,7 +362,7 @@ def _celeba_split(path, attr, notes):
     if lost: raise DataError(f"{path}: {len(lost)} of {len(rows)} labelled images have no part: do the two lists belong together?", lost)
     return np.array(SPLITS)[parts.values[rows, 0].astype(int)]
 
-# %% ../../nbs/03_data.official.ipynb #c2436219
+# %% ../../nbs/03_data.official.ipynb #8dbd5947
 def _celeba_extra(place, kind, columns, stems, notes):
     "Values of an optional list, one row per image, NaN where it has none; None without the list"
     if place.get(kind) is None: return None
@@ -389,7 +389,7 @@ def _fit_aligned(landmarks, paths, notes):
                  + ("" if landmarks is None else "; landmarks are scaled along" if len(sizes) == 1 else "; landmarks are left out"))
     return landmarks*np.divide(*sizes, (178, 218)) if landmarks is not None and len(sizes) == 1 else None
 
-# %% ../../nbs/03_data.official.ipynb #98e3d24a
+# %% ../../nbs/03_data.official.ipynb #8228c914
 _SHARD = re.compile(r"(train|val|valid|validation|test)-([0-9]{5})-of-([0-9]{5})(-[0-9a-f]+)?\.parquet")
 
 def _shards(root):
@@ -405,7 +405,7 @@ def _shards(root):
     if problems: raise DataError(f"{root}: the parquet shards do not make one set: fetch what is missing, take away what does not belong", problems)
     return [(part, path) for part in SPLITS for *_, path in sorted(found.get(part, []))]
 
-# %% ../../nbs/03_data.official.ipynb #fa85e159
+# %% ../../nbs/03_data.official.ipynb #e253950d
 def _shard_rows(path):
     "Image cell and numbers (40 labels; the identity, where there is one) of every row of a shard; raises `DataError` for a damaged shard"
     try:
@@ -431,7 +431,7 @@ def _picture(cell, spare):
     if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII): raise ValueError(f"{_short(name)} is not the name of a picture")
     return _stem(name), ending, data
 
-# %% ../../nbs/03_data.official.ipynb #387bab2c
+# %% ../../nbs/03_data.official.ipynb #f1a8af1b
 def _unpack_shard(path, part, seen, images, have, bar):
     "Write the pictures of a shard that are not there yet; its rows as a frame of labels, part and identity"
     stems, values, problems = [], [], []
@@ -479,7 +479,7 @@ def _shard_notes(place, stems):
     return [f"unpacked from {len(place['shards'])} parquet shards, which have no {', no '.join(lacks)}"
             + ("" if _six_digits(stems) else "; their pictures have no official names, so that official lists cannot be joined")]
 
-# %% ../../nbs/03_data.official.ipynb #ca674c8e
+# %% ../../nbs/03_data.official.ipynb #c5d62c80
 def celeba(
     root,                       # the folder that holds the set, in any of the known layouts
     variant: str = "aligned",   # "aligned" (img_align_celeba) or "original" (img_celeba, in the wild, with boxes)
@@ -507,7 +507,7 @@ def celeba(
     notes += _celeba_counts(table, stems)
     return table
 
-# %% ../../nbs/03_data.official.ipynb #fce8a354
+# %% ../../nbs/03_data.official.ipynb #ed3c7fb1
 def _celeba_counts(table, stems):
     "Official counts of a full set, or the one line about a subset"
     notes = check_counts(table.name, table.split, CELEBA_COUNTS)
@@ -519,7 +519,7 @@ def _celeba_counts(table, stems):
         if moved: notes[0] += f"; {moved:,} of them are not in their official part"
     return notes
 
-# %% ../../nbs/03_data.official.ipynb #6ae1ad37
+# %% ../../nbs/03_data.official.ipynb #94a4a615
 def hold_out(
     split: np.ndarray,   # (N,) parts
     groups: np.ndarray,  # (N,) who or what must stay together
@@ -539,7 +539,7 @@ def hold_out(
     notes.append(f"the set has no validation part: {len(held):,} training samples are held out as 'valid' (valid_share={share}, seed={seed})")
     return split
 
-# %% ../../nbs/03_data.official.ipynb #29c904c9
+# %% ../../nbs/03_data.official.ipynb #753610f0
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MAT5_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8", 17: "u2", 18: "u4"}
 
@@ -555,7 +555,7 @@ def _mat73(path):
         return np.asarray(d[()]).T
     with h5py.File(path, "r") as f: return {k: value(f, f[k]) for k in f if isinstance(f[k], h5py.Dataset)}
 
-# %% ../../nbs/03_data.official.ipynb #d6ad5646
+# %% ../../nbs/03_data.official.ipynb #d548fb3f
 def _mat5_elements(data, end):
     "(type, bytes) of every element in a stretch of a MATLAB 5 file; short elements share their tag"
     at = 0
@@ -590,7 +590,7 @@ def _mat5(path):
     found = dict(_mat5_array(body, end) for kind, body in opened if kind == 14)
     return {k: v for k, v in found.items() if v is not None}
 
-# %% ../../nbs/03_data.official.ipynb #146af556
+# %% ../../nbs/03_data.official.ipynb #aff2d37a
 def read_mat(
     path: Path,  # a .mat file, MATLAB 7.3 (HDF5) or older
 ) -> dict:       # variable -> number array in MATLAB's orientation, or list of strings
@@ -602,7 +602,7 @@ def read_mat(
     except ImportError: raise
     except Exception as e: raise DataError(f"{path} is a damaged .mat file ({type(e).__name__}: {str(e)[:80]}): fetch it again") from None
 
-# %% ../../nbs/03_data.official.ipynb #9c6c38b6
+# %% ../../nbs/03_data.official.ipynb #d4809c15
 def _variables(path, *names):
     "The named variables of a .mat file"
     found = read_mat(path)
@@ -634,7 +634,7 @@ def _lfwa_split(path, n, notes):
     if (split == "").any(): notes.append(f"{(split == '').sum():,} images are in neither part and left out")
     return split
 
-# %% ../../nbs/03_data.official.ipynb #72860718
+# %% ../../nbs/03_data.official.ipynb #142a29e7
 def lfwa(
     root,                       # the folder with the .mat files and the images
     images: str = "lfw",        # the image folder: "lfw", or "lfw-deepfunneled", "lfw_funneled"
@@ -658,7 +658,7 @@ def lfwa(
     return AttributeTable("LFWA", CELEBA, [paths[i] for i in rows], labels[rows], np.ones((len(rows), 40), bool), split,
                           np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #d463fffb
+# %% ../../nbs/03_data.official.ipynb #fe42d093
 WIDER_BOXES = 57_524  # 28,345 of training and validation, 29,179 of testing
 
 def _json(path):
@@ -700,7 +700,7 @@ def _wider_targets(path):
     _complain(path, problems)
     return targets
 
-# %% ../../nbs/03_data.official.ipynb #14820f95
+# %% ../../nbs/03_data.official.ipynb #e1dddaec
 def clip_boxes(
     boxes: np.ndarray,  # (N, 4) x, y, width, height
     sizes: np.ndarray,  # (N, 2) width, height of the images
@@ -745,7 +745,7 @@ def wider_attribute(
     values = np.array([targets[i][2] for i in keep]).reshape(-1, len(WIDER))
     return AttributeTable(name, WIDER, [paths[i] for i in keep], values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #26e5b08e
+# %% ../../nbs/03_data.official.ipynb #34b1f4a9
 BERKELEY_COUNTS = dict(train=4013, test=4022)
 
 def _berkeley_part(folder):
@@ -782,7 +782,7 @@ def berkeley_attributes(
     split = hold_out(split[keep], np.array(names)[keep], valid_share, seed, notes)
     return AttributeTable(name, BERKELEY, [paths[i] for i in keep], values[keep, 4:] > 0, values[keep, 4:] != 0, split, boxes=boxes, frame="box", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #dfa602d6
+# %% ../../nbs/03_data.official.ipynb #72746815
 def read_indices(
     path: Path,     # a grey or palette image
     n_regions: int, # label numbers must be below, or 255 (ignore)
@@ -825,7 +825,7 @@ def _listed(lists: dict):
     if twice: raise DataError(f"{next(iter(lists.values())).parent}: {len(twice)} names lie in more than one part: the lists do not belong together", twice)
     return names, parts
 
-# %% ../../nbs/03_data.official.ipynb #69e354e5
+# %% ../../nbs/03_data.official.ipynb #b72ec5c3
 HELEN_COUNTS = dict(train=2000, valid=230, test=100)
 _HELEN_FOLDERS = ("SmithCVPR2013_dataset_resized", "SmithCVPR2013_dataset_original", "SmithCVPR2013_dataset", "helen")
 
@@ -861,9 +861,9 @@ def helen(
     paths, maps, split = [paths[i] for i in keep], [maps[i] for i in keep], split[keep]
     soft = lambda i: _helen_maps(maps[i], paths[i])
     notes += check_counts("Helen", split, HELEN_COUNTS)
-    return ParsingTable("Helen", HELEN, paths, split, lambda i: soft(i).argmax(0).astype(np.uint8), soft, notes=notes)
+    return ParsingTable("Helen", HELEN, paths, split, lambda i: soft(i).argmax(0).astype(np.uint8), soft, notes=notes, label_files=maps)
 
-# %% ../../nbs/03_data.official.ipynb #e0c54e4f
+# %% ../../nbs/03_data.official.ipynb #58e00ca0
 LIP_COUNTS = dict(train=30_462, val=10_000)
 _LIP_FOLDERS = ("LIP", "TrainVal_images", "TrainVal_parsing_annotations", "train_val_images")
 
@@ -874,7 +874,7 @@ def _pair_table(name, regions, pairs, on_missing, notes, where, label=None):
     keep = keep_complete(f"{name}, {where}", keys, np.array(split), on_missing, notes, image=images, label=labels)
     images, labels = [images[i] for i in keep], [labels[i] for i in keep]
     def read_label(i): return _fits((label or (lambda p: read_indices(p, len(regions))))(labels[i]), labels[i], images[i])
-    return ParsingTable(name, regions, images, np.array(split)[keep], read_label, notes=notes)
+    return ParsingTable(name, regions, images, np.array(split)[keep], read_label, notes=notes, label_files=labels)
 
 def lip(
     root,                       # the folder that holds the set, doubled folders or flat
@@ -892,7 +892,7 @@ def lip(
     notes += check_counts("LIP", parts, LIP_COUNTS)
     return _pair_table("LIP", LIP, pairs, on_missing, notes, root)
 
-# %% ../../nbs/03_data.official.ipynb #735c61e0
+# %% ../../nbs/03_data.official.ipynb #ea462021
 MASKHQ_COUNTS = dict(train=24_183, valid=2_993, test=2_824)
 _MASKHQ_FOLDERS = ("CelebAMask-HQ", "CelebAMaskHQ")
 _ANNO, _FUSED = ("CelebAMask-HQ-mask-anno", "CelebAMaskHQ-mask-anno"), ("CelebAMask-HQ-mask", "CelebAMaskHQ-mask")
@@ -925,7 +925,7 @@ def _part_files(anno):
         if number.isascii() and number.isdigit() and part in CELEBAMASK.names: found.setdefault(str(int(number[:9])), {})[part] = path
     return found
 
-# %% ../../nbs/03_data.official.ipynb #bb2e900f
+# %% ../../nbs/03_data.official.ipynb #a3b3e851
 def _mapping(path):
     "CelebA-HQ index as text -> part, by the number of the original; with or without the header line"
     rows, problems, parts = read_rows(path), [], {}
@@ -955,7 +955,7 @@ def _maskhq_parts(base, notes):
     notes.append("no CelebA-HQ-to-CelebA-mapping.txt and no split.txt: every image counts as 'train', CelebA's test faces among them")
     return None
 
-# %% ../../nbs/03_data.official.ipynb #61ff3d1c
+# %% ../../nbs/03_data.official.ipynb #7bf0eef3
 def _maskhq_labels(base, masks, order):
     "(image folder, name -> label source, reader of one source)"
     images = find(base, "CelebA-HQ-img", "images", folders=_MASKHQ_FOLDERS)
@@ -989,9 +989,9 @@ def celebamask_hq(
     notes += check_counts(name, split, MASKHQ_COUNTS)
     if not (split == "valid").any(): split = hold_out(split, np.array(names)[keep], valid_share, seed, notes)
     def read_label(i): return _enlarge(read(sources[i]), next(iter(sources[i].values())) if isinstance(sources[i], dict) else sources[i], paths[i])
-    return ParsingTable(name, CELEBAMASK, paths, split, read_label, notes=notes)
+    return ParsingTable(name, CELEBAMASK, paths, split, read_label, notes=notes, label_files=sources, label_how=" ".join(order or ()))
 
-# %% ../../nbs/03_data.official.ipynb #22dfcd64
+# %% ../../nbs/03_data.official.ipynb #f07db8b4
 def celebamask_hq_attributes(
     root,                       # the folder with CelebA-HQ-img and CelebAMask-HQ-attribute-anno.txt
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
@@ -1010,7 +1010,7 @@ def celebamask_hq_attributes(
     return AttributeTable("CelebAMask-HQ", CELEBA, [paths[i] for i in keep], attr.values[keep] > 0, np.ones((len(keep), 40), bool), split[keep],
                           frame="whole", notes=notes)
 
-# %% ../../nbs/03_data.official.ipynb #95526ac0
+# %% ../../nbs/03_data.official.ipynb #b60fa232
 def lapa(
     root,                       # the folder with train/, val/ and test/
     exclude: tuple = (),        # leave out names that begin with one of these, for example ("HELEN_",)
@@ -1027,7 +1027,7 @@ def lapa(
         if n: notes.append(f"{n:,} images are {prefix[:-1]}'s: do not test on that set after training on these (exclude=('{prefix}',) leaves them out)")
     return _pair_table("LaPa", LAPA, pairs, on_missing, notes, root)
 
-# %% ../../nbs/03_data.official.ipynb #ba356890
+# %% ../../nbs/03_data.official.ipynb #c96ef1d2
 def nearest_colour(
     path: Path,     # a colour picture
     colors: tuple,  # RGB of every region

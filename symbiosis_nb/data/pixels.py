@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'folder_lock', 'ArrayStore', 'array_store', 'View', 'box_view', 'pad_view', 'pixel_store', 'label_store']
 
-# %% ../../nbs/06_data.pixels.ipynb #fb4a2030
+# %% ../../nbs/06_data.pixels.ipynb #9653770c
 import fcntl, os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from ..core import DataError, cache_dir, digest, progress, read_json, write_json
-from .tables import read_image, split_archive
+from .tables import read_image, stamp
 
-# %% ../../nbs/06_data.pixels.ipynb #77713ca0
+# %% ../../nbs/06_data.pixels.ipynb #a6e05a84
 @contextmanager
 def folder_lock(
     folder: str | Path,  # made when missing
@@ -31,7 +31,7 @@ def folder_lock(
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../../nbs/06_data.pixels.ipynb #cd97b242
+# %% ../../nbs/06_data.pixels.ipynb #5e489f3a
 @dataclass
 class ArrayStore:
     "N arrays of one shape in a memory-mapped file; `store[rows]` gathers them as a tensor"
@@ -61,7 +61,7 @@ def _allocate(path, size):
             path.unlink()
             raise OSError(e.errno, f"{path} needs {size/2**20:.0f} MiB and the disk has no room: free some, or set SYMBIOSIS_CACHE to another disk") from e
 
-# %% ../../nbs/06_data.pixels.ipynb #8e856075
+# %% ../../nbs/06_data.pixels.ipynb #598eaaf2
 def _fill(folder, todo, status, data, make, chunk, desc):
     "Compute the rows still to do, chunk by chunk; returns what was wrong"
     problems = []
@@ -102,7 +102,7 @@ def array_store(
     return ArrayStore(folder, np.memmap(folder/"data.bin", np.dtype(meta["dtype"]), "r", shape=tuple(meta["shape"])),
                       np.fromfile(folder/"status.bin", np.uint8) == 1, meta["problems"])
 
-# %% ../../nbs/06_data.pixels.ipynb #271edac6
+# %% ../../nbs/06_data.pixels.ipynb #be06d6f8
 @dataclass(frozen=True)
 class View:
     "How a sample's picture is cut out of its file before it is resized"
@@ -123,7 +123,7 @@ def box_view(
         return image.crop((max(0, round(x0)), max(0, round(y0)), min(image.width, round(x1)), min(image.height, round(y1))))
     return View(f"box{margin:g}-{digest(np.asarray(boxes))}", crop)
 
-# %% ../../nbs/06_data.pixels.ipynb #cce79cb7
+# %% ../../nbs/06_data.pixels.ipynb #2f651249
 def pad_view(
     size: tuple,  # (height, width) whose shape is wanted
 ) -> View:
@@ -136,14 +136,7 @@ def pad_view(
         return Image.fromarray(np.pad(pixels, pad, constant_values=255) if pixels.ndim == 2 else np.pad(pixels, (*pad, (0, 0)), mode="edge"))
     return View(f"pad{size[0]}x{size[1]}", crop)
 
-# %% ../../nbs/06_data.pixels.ipynb #45a37e1f
-def _stamp(path):
-    "Name, size and time of a file (of its archive when it lies in one)"
-    archive, member = split_archive(Path(path))
-    try: s = (archive or Path(path)).stat()
-    except OSError: return [str(path), 0, 0]
-    return [str(path), s.st_size, s.st_mtime_ns]
-
+# %% ../../nbs/06_data.pixels.ipynb #dd75cc3e
 def _decode(path, i, size, view, dtype, read):
     try:
         image = read(path)
@@ -162,7 +155,7 @@ def pixel_store(
     read: Callable = read_image,  # path -> RGB image
 ) -> ArrayStore:          # rows are (height, width, 3) uint8
     "All pictures of a table, decoded once; raises `DataError` listing every bad image unless `on_bad='skip'`"
-    key = digest([_stamp(p) for p in paths], list(size), view.name)
+    key = digest([stamp(p) for p in paths], list(size), view.name)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         make = lambda rows: pool.map(lambda i: _decode(paths[i], i, size, view, np.uint8, read), rows)
         store = array_store("pixels", key, len(paths), (*size, 3), make, root=root, desc="decoding")
@@ -170,7 +163,7 @@ def pixel_store(
         raise DataError(f"{len(store.problems)} of {len(paths)} images cannot be used; mend them, or leave them out with on_bad='skip'", store.problems)
     return store
 
-# %% ../../nbs/06_data.pixels.ipynb #208904a0
+# %% ../../nbs/06_data.pixels.ipynb #d16049f5
 def _shrink_label(label, size):
     return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
@@ -186,7 +179,7 @@ def label_store(
             label = Image.fromarray(table.label(i))
             return _shrink_label(np.asarray(view.crop(label, i) if view.crop else label), size)
         except DataError as e: return e
-    key = digest(table.digest, table.regions.name, [_stamp(p) for p in table.paths], list(size), view.name)
+    key = digest(table.digest, table.regions.name, [stamp(p) for p in (*table.paths, *table.label_sources())], list(size), view.name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         store = array_store("labels", key, len(table), tuple(size), lambda rows: pool.map(one, rows), root=root, desc="label maps")
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} label maps cannot be used", store.problems)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resplit', 'cross', 'distort', 'enlarge']
 
-# %% ../../nbs/08_data.protocols.ipynb #d5c19ca1
+# %% ../../nbs/08_data.protocols.ipynb #3a103c74
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ..core import DataError, atomic_write, cache_dir, digest, progress
-from .pixels import _stamp, folder_lock
-from .tables import AttributeTable, read_image
+from .pixels import folder_lock
+from .tables import AttributeTable, read_image, stamp
 
-# %% ../../nbs/08_data.protocols.ipynb #3576531f
+# %% ../../nbs/08_data.protocols.ipynb #82e68d5c
 def resplit(
     table: AttributeTable,
     train: float = .8, test: float = .1,  # shares; the rest is for validation
@@ -32,7 +32,7 @@ def resplit(
     split = np.where(place < train, "train", np.where(place >= 1 - test, "test", "valid"))
     return replace(table, name=f"{table.name}, {round(100*train)}:{round(100*test)} by {by}", split=split, notes=[*table.notes, f"split anew by {by}, seed {seed}"])
 
-# %% ../../nbs/08_data.protocols.ipynb #fb2fc383
+# %% ../../nbs/08_data.protocols.ipynb #f474286b
 def cross(
     source: AttributeTable,   # trained and validated on
     target: AttributeTable,   # tested on
@@ -48,7 +48,7 @@ def cross(
     return AttributeTable(f"{source.name} to {target.name}", source.vocab, [*a.paths, *b.paths], stack("labels"), stack("known"), split, people, frame="whole",
                           notes=[*source.notes, *target.notes])
 
-# %% ../../nbs/08_data.protocols.ipynb #ed99e938
+# %% ../../nbs/08_data.protocols.ipynb #ece0216e
 def distort(
     image: Image.Image,
     rng: np.random.Generator,
@@ -64,7 +64,7 @@ def distort(
     mesh = [((int(grid[y, x, 0]), int(grid[y, x, 1]), int(grid[y + 1, x + 1, 0]), int(grid[y + 1, x + 1, 1])), quad(y, x)) for y in range(cells) for x in range(cells)]
     return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
-# %% ../../nbs/08_data.protocols.ipynb #80207364
+# %% ../../nbs/08_data.protocols.ipynb #e09669e8
 def _write_copy(source, path, seed, row, k, how):
     "One distorted, perhaps mirrored copy; a `DataError` for a picture that cannot be read"
     if path.exists(): return None
@@ -85,7 +85,7 @@ def enlarge(
     "The table with distorted copies of its training pictures, half of them mirrored (pse, 1); raises `DataError` listing pictures that cannot be read"
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes, which would not follow the distortion")
     rows = np.repeat(np.flatnonzero(table.split == "train"), copies)
-    folder = Path(out or cache_dir()/"enlarged"/digest(table.digest, [_stamp(p) for p in table.paths], copies, seed, how))
+    folder = Path(out or cache_dir()/"enlarged"/digest(table.digest, [stamp(p) for p in table.paths], copies, seed, how))
     paths = [folder/f"{row:06d}-{k:02d}.jpg" for row, k in zip(rows, np.tile(np.arange(copies), len(rows)//max(copies, 1)))]
     with folder_lock(folder), ThreadPoolExecutor() as pool:
         jobs = [pool.submit(_write_copy, table.paths[row], p, seed, int(row), i, how) for i, (row, p) in enumerate(zip(rows, paths))]

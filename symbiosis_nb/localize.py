@@ -6,7 +6,7 @@
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation', 'looks', 'can_look', 'unseen',
            'last_maps', 'true_labels', 'localisation_table']
 
-# %% ../nbs/40_localize.ipynb #ff0a89bb
+# %% ../nbs/40_localize.ipynb #c41cc081
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,11 @@ from .data.pixels import WHOLE, box_view, pixel_store
 from .data.sources import synthetic_root
 from .data.synthetic import clean_labels, read_faces
 from .data.tables import AttributeTable
+from .inputs import default_device
 from .methods import get_method
 from .runs import Run, load_model
 
-# %% ../nbs/40_localize.ipynb #618f67e8
+# %% ../nbs/40_localize.ipynb #959ff6f6
 class _Keep:
     "Remembers the output of a module (of the last layer of a chain) while in use"
     def __init__(self, module):
@@ -59,7 +60,7 @@ def attention(
     if not hasattr(model, "where"): return grad_cam(model, x, *extras)
     with torch.no_grad(): return model.eval().where(x, *extras).float()
 
-# %% ../nbs/40_localize.ipynb #26ab9426
+# %% ../nbs/40_localize.ipynb #4cf7b7df
 def pointing(
     where: Tensor,  # (B, NA, h, w)
     cue: Tensor,    # (B, NA, H, W) bool
@@ -79,7 +80,7 @@ def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN whe
     found = c.gather(2, w.argsort(2, descending=True)) & (torch.arange(c.shape[2]) < n[..., None])
     return torch.where(n > 0, found.sum(2)/n.clamp(min=1), torch.nan)
 
-# %% ../nbs/40_localize.ipynb #8b3c9826
+# %% ../nbs/40_localize.ipynb #fef36466
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
     "A Gaussian in the middle of the picture"
     y, x = torch.meshgrid(*(torch.linspace(-.5, .5, n) for n in size), indexing="ij")
@@ -105,7 +106,7 @@ def localisation(
     pointed, overlapped, chance = torch.cat(values).nanmean(0).T.numpy()
     return pd.DataFrame(dict(pointing=pointed, overlap=overlapped, chance=chance, pictures=has.sum(0).numpy()))
 
-# %% ../nbs/40_localize.ipynb #f2e65e75
+# %% ../nbs/40_localize.ipynb #00718dc0
 def looks(
     folder: str | Path,  # of a finished run
 ):                       # pictures (B, 3, H, W) -> maps (B, NA, h, w)
@@ -128,7 +129,7 @@ def unseen(
     "Test pictures of a run, in order; raises `DataError` when the table has none"
     part = table.take(np.flatnonzero(table.split == "test")[rows])
     view = box_view(part.boxes) if part.frame == "box" else WHOLE
-    return attribute_loader(part, [Field("image", pixel_store(part.paths, tuple(r.config["profile"]["size"]), view))], "test", bs)
+    return attribute_loader(part, [Field("image", pixel_store(part.paths, tuple(r.config["profile"]["size"]), view))], "test", bs, device=default_device())
 
 @torch.no_grad()
 def last_maps(folder: str | Path, x: Tensor) -> Tensor:  # (B, C, h, w)
@@ -137,7 +138,7 @@ def last_maps(folder: str | Path, x: Tensor) -> Tensor:  # (B, C, h, w)
     with _Keep(getattr(whole.model, "last", None) or whole.model.backbone.stages[-1]) as last: whole(x)
     return last.out
 
-# %% ../nbs/40_localize.ipynb #ae9ba85d
+# %% ../nbs/40_localize.ipynb #acbdf1fd
 def true_labels(
     table: AttributeTable,   # a synthetic set, or some of its rows
 ) -> np.ndarray:             # (N, NA) uint8

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
-           'reliability', 'difference_bars', 'atlas', 'region_names', 'region_weights', 'region_atlas', 'heat_maps',
-           'predicted_regions', 'masks_on', 'where_sheet', 'tiles', 'top_activations', 'pointing_bars']
+           'reliability', 'difference_bars', 'share_curves', 'atlas', 'region_names', 'region_weights', 'region_atlas',
+           'heat_maps', 'predicted_regions', 'masks_on', 'where_sheet', 'tiles', 'top_activations', 'pointing_bars']
 
-# %% ../nbs/41_plot.ipynb #1ddd717d
+# %% ../nbs/41_plot.ipynb #37b0aa31
 import math
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ from .models.symbiotic import kernel_atlas
 from .runs import Run, load_model
 from .vocab import FACE7, HELEN
 
-# %% ../nbs/41_plot.ipynb #d81f50bb
+# %% ../nbs/41_plot.ipynb #90d4fd84
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
          "legend.fontsize": 8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
 plt.rcParams.update(STYLE)
@@ -35,7 +35,7 @@ def colours(names) -> dict:  # name -> colour
     palette = sns.color_palette("colorblind", 10) + sns.color_palette("dark", 10)
     return {n: palette[i % len(palette)] for i, n in enumerate(names)}
 
-# %% ../nbs/41_plot.ipynb #75b78d41
+# %% ../nbs/41_plot.ipynb #d8535570
 def show_faces(
     table: AttributeTable,
     n: int = 10, split: str = "train", seed: int = 0, most: int = 5,
@@ -75,7 +75,7 @@ def show_regions(table: ParsingTable, n: int = 4, split: str = "train"):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #a0a5bf3d
+# %% ../nbs/41_plot.ipynb #27603786
 def training_curves(
     logs: dict,           # (method, seed) -> log frame with columns epoch, train_loss, valid_loss and metrics
     metric: str = "mAP",
@@ -93,7 +93,7 @@ def training_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #cd429f57
+# %% ../nbs/41_plot.ipynb #645155ee
 def attribute_dots(
     frames: dict,             # method -> score frame (index attribute, values in [0, 1]), mean over seeds
     metric: str = "AP",
@@ -125,7 +125,7 @@ def reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #b2d6136d
+# %% ../nbs/41_plot.ipynb #b2b0f01c
 def difference_bars(
     frame: pd.DataFrame,   # columns: difference, low, high (fractions), index: what is compared
     unit: str = "mean AP (points)",
@@ -139,7 +139,22 @@ def difference_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #4571335a
+# %% ../nbs/41_plot.ipynb #b4f69bd8
+def share_curves(
+    frame: pd.DataFrame,   # columns way, share, metric, value, low, high; shares and values in percent
+):
+    "Scores against the share of training images, with intervals"
+    metrics, shade = frame.metric.unique(), colours(frame.way.unique())
+    fig, axes = plt.subplots(1, len(metrics), figsize=(4.2*len(metrics) + 1.6, 2.9), squeeze=False)
+    for ax, metric in zip(axes.flat, metrics):
+        for way, f in frame[frame.metric == metric].groupby("way", sort=False):
+            ax.plot(f.share, f.value, "o-", ms=4, color=shade[way], label=way); ax.fill_between(f.share, f.low, f.high, color=shade[way], alpha=.12, lw=0)
+        ax.set(xlabel="share of parsing images (%)", ylabel=f"{metric.replace('_', ' ')} (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #8b9f4249
 def _heat(ax, weights, rows, columns, title):
     w = torch.as_tensor(weights).detach().float().cpu()
     w = kernel_atlas(w if w.ndim == 4 else w[..., None, None])
@@ -157,7 +172,7 @@ def atlas(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #01a80b33
+# %% ../nbs/41_plot.ipynb #ac9c8962
 def region_names(r: Run) -> tuple:
     "The names of the regions a run works with: its parser's, else those of its parsing set, brought to the paper's"
     if (r.folder/"parser").is_dir(): return tuple(read_json(r.folder/"parser"/"config.json")["regions"])
@@ -190,7 +205,7 @@ def region_atlas(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #b0c14d0c
+# %% ../nbs/41_plot.ipynb #e7c8bf24
 def heat_maps(
     maps,              # (n, h, w) in [0, 1]
     names,             # n titles
@@ -213,7 +228,7 @@ def heat_maps(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #0d7d99a8
+# %% ../nbs/41_plot.ipynb #dd18bb1d
 def _grid(rows, cols, shape):
     "Axes without axes, as high as pictures of this shape"
     fig, axes = plt.subplots(rows, cols, figsize=(1.15*cols, rows*(.12 + 1.15*shape[0]/shape[1])), squeeze=False)
@@ -226,9 +241,9 @@ def _photos(x): return denormalize(x).permute(0, 2, 3, 1).numpy()
 def predicted_regions(r: Run, x: torch.Tensor) -> torch.Tensor:  # (B, S, h, w) in [0, 1]
     "A run's region probabilities: its parser's, or its own where it parses; raises `ValueError` when it knows no regions"
     whole = load_model(r.folder)
-    if hasattr(whole.model, "parse"): return whole.model.parse(x).softmax(1)
+    if hasattr(whole.model, "parse"): return whole.model.parse(x).softmax(1).cpu()
     if not (r.folder/"parser").is_dir(): raise ValueError(f"{r.method} knows no regions: take a run of ssp, ssg, naive or sa")
-    return whole.extras(x)[0]
+    return whole.extras(x)[0].cpu()
 
 def masks_on(
     run: Run,               # with a parser, or of `sa`
@@ -270,7 +285,7 @@ def where_sheet(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #31cf1b9a
+# %% ../nbs/41_plot.ipynb #cc27bc59
 def tiles(
     maps,            # (k, h, w)
     per_row: int = 10,
@@ -301,7 +316,7 @@ def top_activations(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #9515be2c
+# %% ../nbs/41_plot.ipynb #dde8580d
 def pointing_bars(
     means: pd.DataFrame,   # from `localize.localisation_table`: pointing and overlap in percent, with rows "centre prior" and "chance"
 ):

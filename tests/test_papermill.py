@@ -29,6 +29,16 @@ def test_smoke_from_another_folder(tmp_path, cache):
     first = next("".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream")
     assert "synthetic" in first.splitlines()[0], "the first line must say that the faces are synthetic"
     assert len(list((tmp_path/"results"/"runs").glob("*/done.json"))) == 3  # two methods and the parser
+    assert (tmp_path/"results"/"celeba"/"localisation.csv").is_file() and "Where the models look" in page
+
+
+def test_original_images(tmp_path, cache):
+    "Printed numbers are those of the original images, and cue masks, which are in the aligned frame, are not asked"
+    done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "methods", "avg_pool", "-p", "variant", "original", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path/"results"/"celeba.html").read_text()
+    assert "Table 1, original" in page and "Table 1, aligned" not in page
+    assert not (tmp_path/"results"/"celeba"/"localisation.csv").exists() and "Where the models look" not in page
 
 
 def test_unknown_parameter_is_refused(tmp_path, cache):

@@ -1,0 +1,156 @@
+"The result card says what was measured, on what, and how sure it is; nothing more."
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import picture_table
+from symbiosis_nb import metrics, report, stats
+from symbiosis_nb.data.sources import synthetic_root
+from symbiosis_nb.data.synthetic import make_faces
+from symbiosis_nb.report import Card, data_kind, write_html, write_tables
+from symbiosis_nb.runs import Run, run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory): return tmp_path_factory.mktemp("report")
+
+
+def named(home, name="CelebA (aligned)", frame="aligned"):
+    table = picture_table(home/"pictures")
+    table.name, table.frame = name, frame
+    return table
+
+
+def tiny(home, methods=("avg_pool", "spp_net"), seeds=(0,), table=None, **settings):
+    table = table or named(home)
+    runs = [run(m, table, "smoke", seed=s, out=home/"runs", **{"limit": None, **settings}) for m in methods for s in seeds]
+    return Card(runs, table, replicates=60)
+
+
+@pytest.fixture(scope="module")
+def card(home): return tiny(home)
+
+
+@pytest.fixture(scope="module")
+def seeded(home): return tiny(home, seeds=(0, 1))
+
+
+def official(monkeypatch, table): monkeypatch.setitem(report.OFFICIAL, "CelebA", (len(table), table.counts()["test"]))
+
+
+def test_kind_of_data_is_what_the_runs_saw(home, card, monkeypatch):
+    table = named(home); official(monkeypatch, table)
+    assert data_kind(table) == card.kind == "official"
+    assert "difference" in card.printed()
+    limited = tiny(home, limit=40)
+    assert data_kind(limited.table) == "official" and limited.kind == "sample", "a limited run on official files is a sample"
+    assert "difference" not in limited.printed() and report.SAYS["sample"] in limited.limits()
+    shown = limited.protocol().iloc[:, 0]
+    assert shown["kind"].startswith("sample") and shown["split"] == "train 40, valid 16, test 16"
+    assert any("16 test images" in l for l in limited.limits())
+
+
+def test_training_on_a_part_is_a_sample(home, monkeypatch):
+    monkeypatch.setitem(report.OFFICIAL, "CelebA", (202_599, 16))
+    assert tiny(home).kind == "sample", "the official test part alone does not make a run comparable"
+
+
+def test_missing_test_pictures_make_a_sample(home, card, monkeypatch):
+    official(monkeypatch, card.table)
+    r = Run(card.runs[0].folder)
+    r.arrays = {k: v[:-1] if k.startswith("test_") else v for k, v in r.arrays.items()}
+    assert Card([r], card.table, replicates=10).kind == "sample"
+
+
+def test_printed_numbers_are_those_of_the_image_set(home, tmp_path):
+    table = named(home, "CelebA (original)", "whole")
+    c = tiny(home, table=table, methods=("avg_pool",))
+    assert set(c.printed()["where"]) == {"symbiosis, Table 1, original"} != set(c.printed("aligned")["where"])
+    for args, found in (((), "original"), (("aligned",), "aligned")):
+        page = write_html(c, tmp_path/"r.html", variant=args[0] if args else None).read_text()
+        assert f"symbiosis, Table 1, {found}" in page
+        assert re.findall(r"Table 1, (\w+)", (write_tables(c, tmp_path/"t", *args)/"printed.csv").read_text())[0] == found
+
+
+def test_each_score_has_its_own_threshold(card):
+    rng = np.random.default_rng(0)
+    y = rng.random((3000, 40)) < .05; s = rng.normal(size=y.shape) + 2*y - 3
+    half = slice(0, 1500); other = slice(1500, 3000)
+    frame = metrics.score_frame(s[other], y[other], np.ones_like(y)[other], card.table.vocab, metrics.best_thresholds(s[half], y[half]))
+    assert frame.accuracy_tuned.mean() > frame.accuracy.mean() - .005
+    assert frame.balanced_accuracy_tuned.mean() > frame.balanced_accuracy.mean() + .1
+    assert list(card.thresholds())[:4] == ["accuracy at 0.5", "accuracy, tuned for it", "balanced accuracy at 0.5", "balanced accuracy, tuned for it"]
+
+
+def test_intervals_say_what_they_cover(card, seeded, tmp_path):
+    assert card.covers == "people, not seeds: there is one per method" and seeded.covers == "people and seeds"
+    one, two = (write_html(c, tmp_path/"r.html").read_text() for c in (card, seeded))
+    assert "people and seeds" not in one and "people and seeds" in two
+    mixed = Card([*seeded.runs[:2], seeded.runs[2]], seeded.table, 10)
+    assert mixed.covers == "people, and seeds where a method has several"
+    assert "people and seeds" not in " ".join(card.limits())
+
+
+def test_tests_use_every_seed(seeded, monkeypatch):
+    used = []
+    monkeypatch.setattr(stats, "mcnemar", lambda a, b, k: used.append(1) or pd.DataFrame(dict(only_a=np.full(40, 9*(-1)**len(used)), only_b=0, p_holm=.001)))
+    row = seeded.comparisons().iloc[0]
+    assert len(used) == 2 and row["attributes that differ"] == 0, "an attribute that differs one way on one seed and the other way on the next does not differ"
+    with pytest.raises(ValueError, match="no seed in common"): Card([seeded.runs[0], seeded.runs[3]], seeded.table, 10).difference("avg_pool", "spp_net")
+
+
+def test_claims_are_judged_as_the_papers_make_them(card, monkeypatch):
+    span = lambda low, high: monkeypatch.setattr(stats, "interval", lambda drawn: (low, high))
+    claims = [(kind, "spp_net", "avg_pool", kind) for kind in stats.RULES] + [("default", "spp_net", "avg_pool")]
+    verdicts = lambda: [v.split(":")[0] for v in card.claims(claims).verdict]
+    span(-.03, -.02); assert verdicts() == ["does not hold", "holds", "does not hold", "does not hold"]
+    span(-.004, .004); assert verdicts() == ["cannot tell", "holds", "holds", "cannot tell"]
+    span(.02, .03); assert verdicts() == ["holds", "does not hold", "does not hold", "holds"]
+    span(-.02, .03); assert verdicts() == ["cannot tell"]*4
+    assert re.fullmatch(r"cannot tell: \d+\.\d points could be resolved", card.claims(claims).verdict[0])
+    kinds = {c[0]: (*c, "greater")[3] for c in report.CLAIMS}
+    assert [k for t, k in kinds.items() if "not better" in t] == ["not better"] and all(kinds[t] == "about equal" for t in kinds if "about equal" in t)
+
+
+def test_labels_before_noise_are_the_limit(tmp_path):
+    faces = make_faces(tmp_path/"faces", 160)
+    r = run("avg_pool", faces, "smoke", out=tmp_path/"runs")
+    row = Card([r], faces, 20).scores().loc["labels before noise (limit)"]
+    assert 92 < float(row.accuracy) < 99.5 and float(row.AP) > 70
+    assert synthetic_root(faces) == tmp_path/"faces"
+
+
+def test_no_limit_without_clean_labels(card): assert "labels before noise (limit)" not in card.scores().index
+
+
+def test_parsing_and_localisation_blocks(card, tmp_path):
+    assert len(card.parsing()) == 0 and not (write_tables(card, tmp_path/"none")/"parsing.csv").exists()
+    names = dict(class_accuracy=.5, mean_IoU=.4, class_accuracy_no_background=.3, mean_IoU_no_background=.2)
+    r = Run(card.runs[0].folder); r.done = {**r.done, "parsing": names}
+    means = pd.DataFrame(dict(pointing=[50., 20., 10.], overlap=[40., 20., 10.]), index=["avg_pool", "centre prior", "chance"])
+    per = pd.DataFrame({"avg_pool": 50.}, index=list(card.table.names))
+    c = Card([r], card.table, 20)
+    folder = write_tables(c, tmp_path/"some", localisation=(means, per))
+    assert pd.read_csv(folder/"parsing.csv", index_col=0).loc["Avg. pooling", "mean IoU"] == 40
+    assert pd.read_csv(folder/"localisation.csv", index_col=0).equals(means) and len(pd.read_csv(folder/"localisation_attributes.csv")) == 40
+    page = write_html(c, tmp_path/"r.html", localisation=(means, per)).read_text()
+    assert "Where the models look" in page and "Parsing" in page and "Where the models look" not in write_html(card, tmp_path/"r.html").read_text()
+
+
+def test_printed_numbers_per_attribute(home):
+    faces = named(home)
+    c = tiny(home, ("avg_pool", "blan"), table=faces)
+    ours = c.attributes("accuracy")
+    shown = c.attributes("accuracy", printed=True)
+    assert list(ours) == ["Avg. pooling", "BLAN"] and shown[list(ours)].equals(ours)
+    assert shown.loc["Bald", "printed: BLAN (w/ OS) (blan, Table 7)"] == 99.02
+    assert list(c.attributes("AP", printed=True)) == list(ours)
+
+
+def test_every_number_in_runs_csv_is_todays(card, tmp_path):
+    kept = pd.read_csv(write_tables(card, tmp_path/"t")/"runs.csv").set_index("method")
+    assert kept.loc["avg_pool", "accuracy_tuned"] == pytest.approx(card.frames()["avg_pool"].accuracy_tuned.mean(), abs=1e-4)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSERS', 'GENERATOR_FILES', 'NEEDS', 'Job', 'resolve', 'job_options', 'square',
            'limit_table', 'pictures', 'box_masks', 'detected_faces', 'face_view', 'face_pixels', 'is_finished',
-           'to_regions', 'parsing_fields', 'default_device', 'ParserRun', 'parser_run', 'measured_on', 'mask_store',
-           'job_parser', 'mask_size', 'region_masks', 'PairDL', 'label_landmarks', 'alignment_points', 'target_store',
-           'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'generator_scores', 'job_generator',
-           'abstraction_pictures', 'Ready', 'prepare']
+           'to_regions', 'parsing_fields', 'default_device', 'Helper', 'ParserRun', 'parser_run', 'measured_on',
+           'mask_store', 'job_parser', 'mask_size', 'region_masks', 'PairDL', 'label_landmarks', 'alignment_points',
+           'target_store', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'generator_scores',
+           'job_generator', 'abstraction_pictures', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #0e7ee5d9
+# %% ../nbs/32_inputs.ipynb #e93a844e
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #7dfa9527
+# %% ../nbs/32_inputs.ipynb #c89dc88d
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -103,7 +103,7 @@ def _augment(job):
     "What happens to pictures in training; crops come with a margin for patches, whatever the recipe"
     return None if not job.profile.augment else PATCHES if job.method.needs == "crop" else job.profile.recipe.augment
 
-# %% ../nbs/32_inputs.ipynb #32977ac0
+# %% ../nbs/32_inputs.ipynb #500bbfff
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -113,7 +113,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #4ed3ec32
+# %% ../nbs/32_inputs.ipynb #edc958fe
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -142,7 +142,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #27302705
+# %% ../nbs/32_inputs.ipynb #b7059453
 def detected_faces(
     table: AttributeTable,
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
@@ -166,7 +166,7 @@ def _annotated(table, i, size):
     known = lambda values: None if values is None else values[i]
     return crops.choose_face(crops.NO_FACES, size, "test", known(table.boxes), known(table.landmarks))
 
-# %% ../nbs/32_inputs.ipynb #f741b1ca
+# %% ../nbs/32_inputs.ipynb #5fac3b6b
 def face_view(
     table: AttributeTable,
     scheme: str,            # one of `crops.SCHEMES`
@@ -195,7 +195,7 @@ def face_pixels(job: Job) -> ArrayStore:
     if faults and job.on_bad != "skip": raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
     return store
 
-# %% ../nbs/32_inputs.ipynb #0275498d
+# %% ../nbs/32_inputs.ipynb #ab34e0f7
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 
 def is_finished(folder: Path, files: tuple) -> bool:
@@ -220,7 +220,7 @@ def _parsing_dls(table, image, labels, recipe):
     return DataLoaders(parsing_loader(table, [image], labels, "train", recipe.bs, recipe.augment, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, recipe.bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #b4aae91c
+# %% ../nbs/32_inputs.ipynb #aef11db1
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -229,19 +229,26 @@ def _aspp(n, c):
 PARSERS = dict(small=lambda n, c: small_parser(n, c["width"]), encoder_decoder=lambda n, c: EncoderDecoder(n, c["width"]), aspp=_aspp)
 
 @dataclass
-class ParserRun:
-    "A trained parser: a folder, and what is in it"
+class Helper:
+    "A finished network that helps others: a folder, and what is in it"
     folder: Path
     @property
-    def scores(self) -> pd.DataFrame: return pd.read_parquet(self.folder/"scores.parquet")
-    @property
     def config(self) -> dict: return read_json(self.folder/"config.json")
+    @property
+    def done(self) -> dict: return read_json(self.folder/"done.json")
+    @property
+    def scores(self) -> pd.DataFrame:
+        "Region x score, on held-out pictures"
+        return pd.read_parquet(self.folder/"scores.parquet")
+    @property
+    def digest(self) -> str: return self.folder.name.split("-")[-1]
+
+class ParserRun(Helper):
+    "A trained parser"
     @property
     def confusions(self) -> np.ndarray:
         "One confusion matrix per test image, (N, S, S)"
         with np.load(self.folder/"confusions.npz") as z: return z["confusions"]
-    @property
-    def digest(self) -> str: return self.folder.name.split("-")[-1]
     def load(self) -> Parser:
         "The frozen network: picture -> probabilities (B, S, H, W)"
         c = self.config
@@ -293,7 +300,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #6373da13
+# %% ../nbs/32_inputs.ipynb #68ae5ae7
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -326,7 +333,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #27f215f8
+# %% ../nbs/32_inputs.ipynb #aefc2329
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def after_batch(self, b):
@@ -375,7 +382,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../nbs/32_inputs.ipynb #a1fa7d13
+# %% ../nbs/32_inputs.ipynb #7635fab3
 def make_generator(c: dict) -> nn.Module:  # the generator's part of a config
     "A generator that was not trained yet"
     return init_gan((LocalEnhancer if c["local"] else GlobalGenerator)(c["ngf"], c["n_down"], c["n_blocks"]))
@@ -391,27 +398,15 @@ class Abstractor(nn.Module):
         drawn = (self.generator(fit(self.enter(x), self.size)) + 1)/2
         return (fit(drawn, x.shape[-2:]).clamp(0, 1) - self.mean)/self.std
 
-@dataclass
-class GeneratorRun:
-    "A trained generator: a folder, and what is in it"
-    folder: Path
-    @property
-    def config(self) -> dict: return read_json(self.folder/"config.json")
-    @property
-    def done(self) -> dict: return read_json(self.folder/"done.json")
-    @property
-    def scores(self) -> pd.DataFrame:
-        "How well regions can be read off the drawn images of held-out pictures"
-        return pd.read_parquet(self.folder/"scores.parquet")
-    @property
-    def digest(self) -> str: return self.folder.name.split("-")[-1]
+class GeneratorRun(Helper):
+    "A trained generator; its scores say how well regions can be read off the images it draws"
     def load(self) -> Abstractor:
         "The frozen network: normalised pictures -> normalised abstraction images"
         net = make_generator(self.config)
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Abstractor(net, self.config["size"]).to(default_device())
 
-# %% ../nbs/32_inputs.ipynb #483cc154
+# %% ../nbs/32_inputs.ipynb #35859b06
 GENERATOR_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 
 def generator_run(
@@ -459,7 +454,7 @@ def _train_generator(table, profile, config, folder):
     write_json(folder/"done.json", dict(L1=l1, measured_on=measured_on(table.split), pictures=int(dls[2].n), regions=M.parsing_means(frame), fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #6b4e7c8c
+# %% ../nbs/32_inputs.ipynb #90028add
 @torch.no_grad()
 def generator_scores(
     generator: nn.Module,
@@ -505,7 +500,7 @@ def abstraction_pictures(job: Job) -> Field:
     store = array_store("abstraction", digest(source.digest, trained.digest, list(job.profile.size)), len(source), (*job.profile.size, 3), make, chunk=64, desc="abstraction images")
     return Field("picture", store)
 
-# %% ../nbs/32_inputs.ipynb #8043c573
+# %% ../nbs/32_inputs.ipynb #47e2cd47
 NEEDS = {None: lambda job: [], "crop": lambda job: [], "parsing": lambda job: [], "abstraction": lambda job: [abstraction_pictures(job)], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

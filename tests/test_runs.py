@@ -131,3 +131,57 @@ def test_two_processes_train_like_one(tmp_path):
     assert (one["world"], two["world"]) == (1, 2)
     assert np.allclose(one["weights"], two["weights"], atol=1e-5)
     assert not np.allclose(one["weights"], one["start"], atol=1e-3), "nothing was trained"
+
+
+def test_people_stay_known_when_images_are_left_out(tmp_path):
+    table = picture_table(tmp_path/"pictures")
+    test = np.flatnonzero(table.split == "test")
+    table.paths[test[1]].write_bytes(b"no picture")
+    r = run("avg_pool", table, "smoke", out=tmp_path/"runs", on_bad="skip", limit=None)
+    kept = np.delete(test, 1)
+    assert r.done["bad_images"] == 1 and r.identity.tolist() == table.identity[kept].tolist() and len(r.predictions()[0]) == len(kept)
+    assert r.arrays["test_names"].tolist() == [table.paths[i].name for i in kept]
+
+
+def test_boxes_survive_an_unreadable_first_image(tmp_path):
+    from dataclasses import replace
+    from symbiosis_nb.inputs import Job, box_masks, resolve
+    from symbiosis_nb.methods import get_method, make_profile
+    table = replace(picture_table(tmp_path/"pictures"), frame="aligned", landmarks=np.tile(np.array([[10, 15], [25, 15], [18, 25], [11, 33], [25, 33]]), (96, 1, 1)))
+    job = Job(get_method("bbox"), table, resolve(make_profile("smoke"), get_method("bbox")), 0, out=tmp_path)
+    whole = box_masks(job).store[[5]]
+    table.paths[0].write_bytes(b"no picture")
+    from symbiosis_nb.data.pixels import cache_dir
+    import shutil; shutil.rmtree(cache_dir()/"boxes", ignore_errors=True)
+    assert (box_masks(job).store[[5]] == whole).all() and whole[0, 1:].any()
+
+
+def test_balanced_loss_continues_a_run_and_refuses_other_losses(tmp_path):
+    table = picture_table(tmp_path/"pictures")
+    first = run("avg_pool", table, "smoke", out=tmp_path/"runs", epochs=3)
+    tuned = run("avg_pool", table, "smoke", out=tmp_path/"runs", loss="balanced", start=first.folder)
+    assert tuned.folder != first.folder and tuned.config["profile"]["loss"] == "balanced" and tuned.config["start"] == first.folder.name
+    with pytest.raises(ValueError, match="loss of its own"): run("dmtl", table, "smoke", out=tmp_path/"runs", loss="balanced")
+    with pytest.raises(ValueError, match="'balanced'"): run("avg_pool", table, "smoke", out=tmp_path/"runs", loss="focal")
+
+
+def test_masks_need_no_validation_or_test_part(tmp_path):
+    from symbiosis_nb.data.tables import ParsingTable
+    from symbiosis_nb.inputs import parser_run, resolve
+    from symbiosis_nb.methods import get_method, make_profile
+    from symbiosis_nb.vocab import HELEN
+    table = picture_table(tmp_path/"pictures")
+    label = np.zeros((44, 36), np.uint8); label[10:30, 8:20] = 1
+    faces = ParsingTable("train only", HELEN, table.paths[:20], ["train"]*20, read_label=lambda i: label)
+    made = parser_run(faces, resolve(make_profile("smoke"), get_method("ssp")), out=tmp_path/"runs")
+    assert made.done["parsing"]["measured_on"] == "train"
+
+
+def test_onnx_keeps_the_frame(tmp_path):
+    pytest.importorskip("onnxruntime"); pytest.importorskip("onnx")
+    from dataclasses import replace
+    from symbiosis_nb.runs import Predictor
+    table = replace(picture_table(tmp_path/"pictures"), frame="aligned")
+    r = run("avg_pool", table, "smoke", out=tmp_path/"runs")
+    file = Predictor.load(r.folder).to_onnx(tmp_path/"model.onnx")
+    assert Predictor.load(file).look == Predictor.load(r.folder).look

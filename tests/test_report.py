@@ -1,7 +1,5 @@
 "The result card says what was measured, on what, and how sure it is; nothing more."
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -57,6 +55,12 @@ def test_kind_of_data_is_what_the_runs_saw(home, card, monkeypatch):
 def test_training_on_a_part_is_a_sample(home, monkeypatch):
     monkeypatch.setitem(report.OFFICIAL, "CelebA", (202_599, 16))
     assert tiny(home).kind == "sample", "the official test part alone does not make a run comparable"
+
+
+def test_one_run_on_a_part_makes_the_card_a_sample(home, card, monkeypatch):
+    official(monkeypatch, card.table)
+    r = Run(card.runs[1].folder); r.config = {**r.config, "counts": {**r.config["counts"], "train": 40}}
+    assert card.kind == "official" and Card([card.runs[0], r], card.table, 10).kind == "sample"
 
 
 def test_missing_test_pictures_make_a_sample(home, card, monkeypatch):

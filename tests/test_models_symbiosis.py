@@ -3,6 +3,7 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 
+from symbiosis_nb.losses import parsing_ce
 from symbiosis_nb.models.backbones import backbone, n_parameters, peak_bytes
 from symbiosis_nb.models.gating import SSG, Averaged, SSGNet, affine_of_bn, sum_to_one
 from symbiosis_nb.models.pooling import SSP, AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet, landmark_masks
@@ -30,6 +31,42 @@ def same(f, g, inputs, params, tol=1e-9):
     total = lambda ts: sum((t * w).sum() for t, w in zip(ts, weights))
     ga = torch.autograd.grad(total(a), [*inputs, *params]); gb = torch.autograd.grad(total(b), [*inputs, *params])
     for t, u in zip(ga, gb): torch.testing.assert_close(t, u, atol=tol, rtol=tol)
+
+
+def literal_bn(x, bn):
+    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+
+
+def literal_block(block, x, **kw):
+    "Convolution, BN and activation of a `conv_block`, written out"
+    z = literal_bn(F.conv2d(x, block[0].weight, **{"padding": block[0].padding[0], **kw}), block[1])
+    if len(block) < 3: return z
+    return torch.where(z > 0, z, z * (block[2].weight.view(1, -1, 1, 1) if isinstance(block[2], nn.PReLU) else 0))
+
+
+def literal_pool(x):
+    "2x2 maxima in ceil mode: the last window may be cut"
+    H, W = x.shape[2:]
+    return torch.stack([torch.stack([x[:, :, i:i + 2, j:j + 2].amax((2, 3)) for j in range(0, W, 2)], -1) for i in range(0, H, 2)], -2)
+
+
+def literal_vgg(trunk, x, S=None):
+    "The VGG-like trunk, a pool replaced by SSG where the trunk has one"
+    for i, (first, second) in enumerate(trunk.stages):
+        x = literal_block(first, x)
+        if isinstance(second, SSG): x = literal_ssg(second, x, F.adaptive_avg_pool2d(S, x.shape[-2:]))
+        else: x = literal_block(second, x); x = literal_pool(x) if i < 4 else x
+    return x
+
+
+def random_norms(net):
+    "BN, slopes and zero kernels with values that a mistake would show in"
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d): m.weight.uniform_(.5, 1.5), m.bias.normal_(0, .5)
+            if isinstance(m, nn.PReLU): m.weight.uniform_(-.5, .9)
+            if isinstance(m, SA): m.phi_s.weight.normal_(), m.phi_a.weight.normal_()
+    return net
 
 
 # ---- SSP: five steps, one number at a time
@@ -93,12 +130,7 @@ def test_ssp_options_train(kw):
 
 
 # ---- pyramid, boxes, naive
-def test_sppnet_literal():
-    net, x = SPPNet(backbone("small", width=.5).double(), 4).double(), torch.rand(2, 3, 80, 64)
-    net.eval(); m = net.backbone(x)
-    cells = [m.mean((2, 3))] + [m[:, :, 5 * i:5 * i + 5, 4 * j:4 * j + 4].mean((2, 3)) for i in range(2) for j in range(2)]
-    v = torch.cat([cells[0], torch.stack(cells[1:], 2).flatten(1)], 1)
-    torch.testing.assert_close(net(x), net.head(v))
+def test_sppnet_head():
     with torch.device("meta"): assert SPPNet(backbone("vgg_like"), 40).head.weight.shape == (40, 5 * 1024)
 
 
@@ -122,18 +154,42 @@ def test_bbox_is_ssp_over_sixteen_boxes():
     assert net.region_weights(x, points).shape == (2, 16, 4)
 
 
-def test_naive_literal():
-    net = NaiveNet(backbone("small", width=.5, in_channels=10), 4).double()
-    x, S = torch.rand(3, 3, 80, 64), probabilities(3, 7, 80, 64)
-    ten = torch.cat([x, S], 1)
-    normal = (ten - ten.mean((0, 2, 3), keepdim=True)) / (ten.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(net(x, S), net.head(net.backbone(normal).mean((2, 3))), atol=1e-6, rtol=1e-6)
+def literal_boxes(points, size, frame, side):
+    "Sixteen boxes, cell by cell: the share of each cell that the box covers"
+    masks = torch.ones(len(points), 16, *size)
+    cover = lambda centre, width, k, cell: max(0., min(centre + width / 2, (k + 1) * cell) - max(centre - width / 2, k * cell)) / cell
+    for b, marks in enumerate(points.tolist()):
+        for i, (x, y) in enumerate(marks):
+            for r, (w, h) in enumerate([(side, side), (side / 2 ** .5, side * 2 ** .5), (side * 2 ** .5, side / 2 ** .5)]):
+                masks[b, 1 + 3 * i + r] = torch.tensor([[cover(y, h, p, frame[0] / size[0]) * cover(x, w, q, frame[1] / size[1]) for q in range(size[1])] for p in range(size[0])])
+    return masks
 
 
-def test_avg_pool_literal():
-    net, x = AvgPool(backbone("small", width=.5), 4).double().eval(), torch.rand(2, 3, 80, 64)
-    m = net.backbone(x); v = sum(m[:, :, i, j] for i in range(10) for j in range(8)) / 80
-    torch.testing.assert_close(net(x), v @ net.head.weight.T + net.head.bias)
+def cells(m):
+    "The pyramid of a 4 x 4 map: all of it, and its four quarters"
+    quarters = [m[:, :, i:i + 2, j:j + 2].mean((2, 3)) for i in (0, 2) for j in (0, 2)]
+    return torch.cat([m.mean((2, 3)), torch.stack(quarters, 2).flatten(1)], 1)
+
+
+def literal_naive(net, x, S):
+    return net.head(literal_vgg(net.backbone, literal_bn(torch.cat([x, S], 1), net.bn)).mean((2, 3)))
+
+
+POINTS = torch.tensor([[[60.5, 100], [110, 102], [88, 130.5], [2, 160], [110, 215]], [[70, 90], [120, 95], [90, 120], [75, 150], [105, 150.5]]])
+WHOLE = {   # model, extras from masks, its literal form on the trunk's last map or from the picture
+    "avg_pool": (lambda t: AvgPool(t(), 4), lambda S: (), lambda net, x: net.head(sum(m for m in literal_vgg(net.backbone, x).flatten(2).unbind(2)) / 16)),
+    "spp_net": (lambda t: SPPNet(t(), 4), lambda S: (), lambda net, x: net.head(cells(literal_vgg(net.backbone, x)))),
+    "naive": (lambda t: NaiveNet(t(in_channels=6), 4), lambda S: (S,), literal_naive),
+    "bbox": (lambda t: BBoxNet(t(), 4), lambda S: (POINTS,), lambda net, x, P: literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(literal_boxes(P, (14, 13), (218, 178), 20), 4), "area")),
+    "ssp": (lambda t: SSPNet(t(), 4), lambda S: (S,), lambda net, x, S: literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(S, 4), "area"))}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_network_literal(name):
+    make, extras, literal = WHOLE[name]
+    net = random_norms(make(lambda **kw: backbone("vgg_like", width=.02, **kw)))
+    x, given = torch.randn(2, 3, 56, 52, requires_grad=True), extras(probabilities(2, 3, 56, 52))
+    same(lambda: net(x, *given), lambda: literal(net, x, *given), [x], net.parameters(), tol=1e-6)
 
 
 # ---- SSG
@@ -146,9 +202,7 @@ def literal_ssg(ssg, x, S):
     mean, var = g.mean((0, 2, 3), keepdim=True), g.var((0, 2, 3), correction=0, keepdim=True)
     g = (g - mean) / (var + ssg.bn.eps).sqrt() * ssg.bn.weight.view(1, -1, 1, 1) + ssg.bn.bias.view(1, -1, 1, 1)
     g = torch.where(g > 0, g, g * ssg.act.weight.view(1, -1, 1, 1))
-    H, W = g.shape[2:]
-    rows = [[g[:, :, i:i + 2, j:j + 2].amax((2, 3)) for j in range(0, W, 2)] for i in range(0, H, 2)]   # ceil mode: the last window may be cut
-    p = torch.stack([torch.stack(r, -1) for r in rows], -2)
+    p = literal_pool(g)
     z = torch.einsum("oc,bchw->bohw", ssg.restore[0].weight[:, :, 0, 0], p)
     bn, act = ssg.restore[1], ssg.restore[2]
     z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
@@ -200,6 +254,13 @@ def test_bn_as_affine_equals_batch_norm():
     torch.testing.assert_close(bn.running_var, twin.running_var)
 
 
+@pytest.mark.parametrize("at", [(3,), (2, 4)])
+def test_ssgnet_literal(at):
+    net = random_norms(SSGNet(backbone("vgg_like", width=.02), 4, n_regions=3, at=at))
+    x, S = torch.randn(2, 3, 28, 26, requires_grad=True), probabilities(2, 3, 28, 26)
+    same(lambda: net(x, S), lambda: net.head(literal_vgg(net.backbone, x, S).mean((2, 3))), [x], net.parameters(), tol=1e-6)
+
+
 @pytest.mark.parametrize("at", [(1,), (4,), (1, 2, 3, 4)])
 def test_ssgnet_at_any_pools(at):
     trunk = backbone("vgg_like", width=.125)
@@ -229,10 +290,6 @@ def test_averaged():
 
 
 # ---- SA
-def literal_bn(x, bn):
-    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
-
-
 def literal_sa(sa, xa, xs):
     A0 = torch.einsum("jc,bchw->bjhw", sa.attribute_maps.weight[..., 0, 0], xa) + sa.attribute_maps.bias.view(1, -1, 1, 1)
     S0 = torch.einsum("kc,bchw->bkhw", sa.region_maps.weight[..., 0, 0], xs) + sa.region_maps.bias.view(1, -1, 1, 1)
@@ -267,27 +324,46 @@ def test_sa_both_tasks_train_both_sides():
     for out in (a, S): assert all(g is None or g.abs().sum() > 0 for g in torch.autograd.grad(out.square().sum(), [sa.attribute_maps.weight, sa.region_maps.weight], retain_graph=True))
 
 
+def literal_join(join, taps, size):
+    up = [F.interpolate(t, size=size, mode="bilinear", align_corners=False) if t.shape[-2:] != size else t for t in taps]   # resize first, then normalise
+    return literal_block(join.reduce, torch.cat([t / t.square().sum(1, keepdim=True).sqrt() * n.scale for t, n in zip(up, join.norms)], 1))
+
+
 def test_join_taps_literal():
-    join = JoinTaps([3, 4], 5).double()
+    join = JoinTaps([3, 4], 5)
     with torch.no_grad():
         for n in join.norms: n.scale.uniform_(5, 30)
     fine, coarse = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(2, 4, 3, 3, requires_grad=True)
-    def literal():
-        up = F.interpolate(coarse, size=(6, 6), mode="bilinear", align_corners=False)     # resize first, then normalise
-        unit = lambda t: t / t.square().sum(1, keepdim=True).sqrt()
-        z = F.conv2d(torch.cat([unit(fine) * join.norms[0].scale, unit(up) * join.norms[1].scale], 1), join.reduce[0].weight)
-        return literal_bn(z, join.reduce[1]).relu()
-    same(lambda: join([fine, coarse], (6, 6)), literal, [fine, coarse], join.parameters())
+    same(lambda: join([fine, coarse], (6, 6)), lambda: literal_join(join, [fine, coarse], (6, 6)), [fine, coarse], join.parameters())
+
+
+def literal_aspp(aspp, x, rates):
+    image = literal_block(aspp.image, x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+    dilated = [literal_block(d, x, padding=r, dilation=r) for d, r in zip(aspp.dilated, rates)]
+    return literal_block(aspp.join, torch.cat([image, literal_block(aspp.point, x), *dilated], 1))
 
 
 def test_aspp_literal():
-    aspp, x = ASPP(6, width=1/64, rates=(1, 2)).double(), torch.randn(2, 6, 5, 5, requires_grad=True)
+    aspp, x = ASPP(6, width=1/64, rates=(1, 2)), torch.randn(2, 6, 5, 5, requires_grad=True)
+    same(lambda: aspp(x), lambda: literal_aspp(aspp, x, (1, 2)), [x], aspp.parameters(), tol=1e-8)
+
+
+def literal_small(trunk, x):
+    "The maps of the small trunk's stages"
+    one, two, (pool,), (four, residual) = trunk.stages
+    a = literal_block(one, x, stride=2); b = literal_block(two, a, stride=2); c = literal_pool(literal_block(pool, b)); d = literal_block(four, c)
+    return [a, b, c, (d + literal_block(residual.body[1], literal_block(residual.body[0], d))).relu()]
+
+
+@pytest.mark.parametrize("taps", [(-3, -2, -1), None])
+def test_sanet_literal(taps):
+    net, x = random_norms(SANet(backbone("small", width=.25), 3, n_regions=2, taps=taps, rates=(1, 2))), torch.randn(2, 3, 32, 24, requires_grad=True)
     def literal():
-        cbr = lambda block, t, **kw: literal_bn(F.conv2d(t, block[0].weight, **kw), block[1]).relu()
-        image = cbr(aspp.image, x.mean((2, 3), keepdim=True)).expand(-1, -1, 5, 5)
-        parts = [image, cbr(aspp.point, x)] + [cbr(d, x, padding=r, dilation=r) for d, r in zip(aspp.dilated, (1, 2))]
-        return cbr(aspp.join, torch.cat(parts, 1))
-    same(lambda: aspp(x), literal, [x], aspp.parameters(), tol=1e-8)
+        maps = literal_small(net.backbone, x)
+        xa = F.interpolate(maps[-1], size=(8, 6), mode="bilinear", align_corners=False)
+        return literal_sa(net.sa, xa, literal_aspp(net.aspp, literal_join(net.join, maps[-3:], (8, 6)) if taps else xa, (1, 2)))
+    same(lambda: net.training_outputs(x), literal, [x], net.parameters(), tol=1e-6)
+    torch.testing.assert_close(net(x), net.training_outputs(x)[0])
 
 
 def test_counts_of_the_specification():
@@ -296,7 +372,7 @@ def test_counts_of_the_specification():
         assert n_parameters(JoinTaps([768, 1280, 2048], 2048).reduce) == 8_392_704
         net = SANet(backbone("inception_v3"), 40, 11)
     assert net.sa.attribute_maps.in_channels == 2048 and net.aspp.out_channels == 1024
-    assert n_parameters(net) == 21_785_568 + 8_392_704 + 4096 + 23_074_816 + (2048 * 40 + 40) + (1024 * 11 + 11) + 2 * (40 + 11) + 2 * 3960
+    assert n_parameters(net) == SANET
 
 
 def test_sanet_forms():
@@ -336,6 +412,35 @@ def test_encoder_decoder_layers():
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 16 and isinstance(list(net.modules())[-1], nn.ConvTranspose2d)
 
 
+def literal_unpool(x, full):
+    "Every value of x back where the maximum of its window was in `full`, zeros elsewhere"
+    spread = lambda t: t.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :full.shape[2], :full.shape[3]]
+    return spread(x) * (full == spread(literal_pool(full)))
+
+
+def literal_deconv(block, x):
+    "A transposed convolution with stride 1 is a convolution with the kernel turned round"
+    z = literal_bn(F.conv2d(x, block[0].weight.flip(2, 3).transpose(0, 1), padding=1), block[1])
+    return torch.where(z > 0, z, z * block[2].weight.view(1, -1, 1, 1))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 13)])
+def test_encoder_decoder_literal(size):
+    net, x = random_norms(EncoderDecoder(3, width=.02)), torch.randn(2, 3, *size, requires_grad=True)
+    def literal():
+        y, fulls = x, []
+        for block in net.down:
+            for layer in block: y = literal_block(layer, y)
+            fulls.append(y); y = literal_pool(y)
+        for layer in net.middle[0]: y = literal_block(layer, y)
+        for layer in net.middle[1]: y = literal_deconv(layer, y)
+        for block, full in zip(net.up, reversed(fulls)):
+            y = literal_unpool(y, full)
+            for layer in block: y = literal_deconv(layer, y)
+        return F.conv2d(y, net.classify.weight.flip(2, 3).transpose(0, 1), net.classify.bias, padding=1)
+    same(lambda: net(x), literal, [x], net.parameters(), tol=1e-6)
+
+
 @pytest.mark.parametrize("make", [lambda: EncoderDecoder(5, width=.125), lambda: small_parser(5, width=.25), lambda: ASPPNet(backbone("small", width=.25), 5)])
 def test_segmenters_keep_the_size_and_train(make):
     net = make().double()
@@ -354,3 +459,30 @@ def test_parser_stays_frozen_inside_a_training_model():
     assert not parser.training and all(torch.equal(before[k], v) for k, v in parser.state_dict().items())
     assert all(p.grad is None for p in parser.parameters()) and not any(p is q for g in net.param_groups() for p in g for q in parser.parameters())
     assert all(p.grad is not None for p in net.pool.parameters())
+
+
+# ---- at the paper's size
+TRUNK, HEAD = 23_567_808, 41_000   # convolutions and BN of the VGG-like trunk, one FC(1024, 40)
+GATED = TRUNK - 2 * 512 + 7 * 2 * 512 + 7 * 512 * 512 + 2 * 512   # at pool 4: BN on seven copies, and the restoring convolution with its BN
+SANET = 21_785_568 + 8_392_704 + 4096 + 23_074_816 + (2048 * 40 + 40) + (1024 * 11 + 11) + 2 * (40 + 11) + 2 * 3960
+PAPER = {"ssp": ((218, 178), lambda: SSPNet(backbone("vgg_like"), 40), TRUNK + 2 * HEAD),
+         "ssg": ((218, 178), lambda: SSGNet(backbone("vgg_like"), 40, 7), GATED + HEAD),
+         "sa": ((299, 299), lambda: SANet(backbone("inception_v3"), 40, 11), SANET)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_size_training_step(name):
+    torch.set_default_dtype(torch.float32); torch.set_num_threads(2)
+    size, make, count = PAPER[name]
+    net, x, y = make(), torch.randn(2, 3, *size), torch.rand(2, 40).round()
+    assert n_parameters(net) - sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.PReLU)) == count
+    opt, before = torch.optim.SGD(net.parameters(), lr=1e-3), [p.detach().clone() for p in net.parameters()]
+    if name == "sa":
+        logits, regions = net.training_outputs(x)
+        assert logits.shape == (2, 40) and regions.shape == (2, 11, 17, 17)
+        loss = F.binary_cross_entropy_with_logits(logits, y) + parsing_ce(regions, torch.randint(0, 11, (2, *size)))
+    else: loss = F.binary_cross_entropy_with_logits(net(x, probabilities(2, 7, 109, 89)), y)
+    loss.backward(); opt.step()
+    assert torch.isfinite(loss) and all(torch.isfinite(p).all() for p in net.parameters())
+    assert sum(not torch.equal(p, q) for p, q in zip(net.parameters(), before)) > .9 * len(before)

@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'RULE', 'CLAIMS', 'kind_of', 'data_kind', 'over_seeds', 'Card', 'percent',
            'figure_html', 'write_html', 'write_tables', 'kept_results']
 
-# %% ../nbs/50_report.ipynb #8660b742
+# %% ../nbs/50_report.ipynb #607f2cdb
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from .methods import METHODS, VARIANTS
 from .published import golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #3e1c0afa
+# %% ../nbs/50_report.ipynb #c5f62b61
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880), "WIDER": (57_524, 29_179), "Berkeley": (8_035, 4_022)}  # samples, and test samples among them
 
 def kind_of(
@@ -46,7 +46,7 @@ SAYS = dict(
     sample="Measured on a sample, not on the papers' data with their split: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic faces: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #418c5837
+# %% ../nbs/50_report.ipynb #e68a22aa
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -66,6 +66,7 @@ class Card:
     table: AttributeTable
     replicates: int = 1000
     baseline: str = "avg_pool"
+    fine_tuned: tuple = ()     # the same methods and seeds, each gone on from its run with balanced loss (`methods.fine_tuning`)
     dataset: str = "CelebA"    # whose printed numbers stand beside: CelebA, LFWA, WIDER_Attribute, Berkeley_Attributes_of_People
 
     @property
@@ -124,7 +125,7 @@ class Card:
         "Per-attribute scores of every method"
         return {m: sum(self.scored[which, m, r.config["seed"]] for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #89dafa8d
+# %% ../nbs/50_report.ipynb #0d48ca2c
 def percent(x, digits=2): return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 def _span(low, high): return f"[{100*low:.2f}, {100*high:.2f}]"
 
@@ -149,20 +150,22 @@ def _rows(method): return getattr(METHODS.get(method) or VARIANTS.get(method), "
 
 def _printed(self, variant: str | None = None) -> pd.DataFrame:
     "Ours beside the printed mean, with its table, and whether it lies in our interval"
-    rows = []
+    rows, tuned = [], {m: [r for r in self.fine_tuned if r.method == m] for m in self.methods}
     for m in self.methods:
         gold = golden(_rows(m), dataset=self.dataset, variant=variant or self.variant)
         for _, g in gold[(gold.attribute == "mean") & gold.metric.isin(HEADLINE)].drop_duplicates(["paper", "metric", "variant"]).iterrows():
-            runs = self.of(m); ours = self.frames()[m][g.metric].mean()
-            low, high = stats.interval(over_seeds([self.drawn[m, r.config["seed"], g.metric] for r in runs]))
-            rows.append(dict(method=self.title(m), metric=g.metric, ours=percent(ours), interval=_span(low, high), printed=f"{g.value:.2f}",
+            runs, fine = self.of(m), g.paper == "symbiosis" and g.metric == "balanced_accuracy" and tuned[m]
+            drawn = [stats.bootstrap_mean(HEADLINE[g.metric], *r.predictions(), self._weights) for r in fine] if fine else [self.drawn[m, r.config["seed"], g.metric] for r in runs]
+            ours = np.mean([r.scores[g.metric].mean() for r in fine]) if fine else self.frames()[m][g.metric].mean()
+            low, high = stats.interval(over_seeds(drawn))
+            rows.append(dict(method=self.title(m), metric=g.metric, ours=percent(ours), interval=_span(low, high), printed=f"{g.value:.2f}", **({"how": "fine-tuned with balanced loss" if fine else "not fine-tuned, the paper's is" if g.paper == "symbiosis" and g.metric == "balanced_accuracy" else ""}),
                              where=f"{g.paper}, Table {g.table}" + (f", {g.variant}" if g.variant else ""), misprint=g.misprint,
                              **({} if self.kind != "official" else dict(difference=f"{100*ours - g.value:+.2f}", inside="yes" if 100*low <= g.value <= 100*high else "no"))))
     return pd.DataFrame(rows)
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #8d12eb4b
+# %% ../nbs/50_report.ipynb #ad499476
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
@@ -215,7 +218,7 @@ CLAIMS = (  # what the papers claim: text, first, second, and the kind of claim 
     ("photo and abstraction beat photo (abstraction)", "dual_path", "original"), ("photo beats abstraction alone (abstraction)", "original", "abstraction"),
     ("step 2 adds to step 1 (general_to_specific)", "g2s_12", "g2s_1"), ("step 3 adds to steps 1 and 2 (general_to_specific)", "g2s_123", "g2s_12"))
 
-# %% ../nbs/50_report.ipynb #ecac67b9
+# %% ../nbs/50_report.ipynb #b30ab0b0
 def _selection(self) -> pd.DataFrame:
     "Last epoch beside validation-selected; weights chosen on the test part are not kept, so there is no row for them"
     rows = {}
@@ -230,6 +233,15 @@ def _thresholds(self) -> pd.DataFrame:
     cols = {c: text for n in M.TUNED for c, text in ((n, f"{n.replace('_', ' ')} at 0.5"), (f"{n}_tuned", f"{n.replace('_', ' ')}, tuned for it"))}
     return pd.DataFrame({self.title(m): {**{text: percent(f[c].mean()) for c, text in cols.items() if c in f}, "ECE": f"{f.ECE.mean():.4f}", "Brier": f"{f.Brier.mean():.4f}"}
                          for m, f in self.frames().items()}).T
+
+def _balanced(self) -> pd.DataFrame:
+    "Balanced accuracy, percent, mean over seeds: as trained, with thresholds tuned on validation, and gone on with balanced loss (symbiosis, 2.5)"
+    rows = {}
+    for m, f in self.frames().items():
+        fine = [r.scores.balanced_accuracy.mean() for r in self.fine_tuned if r.method == m]
+        rows[self.title(m)] = {"as trained": percent(f.balanced_accuracy.mean()), "tuned thresholds": percent(f.get("balanced_accuracy_tuned", pd.Series(dtype=float)).mean()),
+                               **({"balanced loss": percent(np.mean(fine))} if fine else {})}
+    return pd.DataFrame(rows).T.fillna("")
 
 def _logic(self) -> pd.DataFrame:
     "Share of test images that contradict themselves, labels and predictions side by side"
@@ -266,9 +278,9 @@ def _protocol(self) -> pd.DataFrame:
             "notes": "; ".join([*part, *self.table.notes]) or "none"}
     return pd.Series(rows, name="").to_frame()
 
-Card.selection, Card.thresholds, Card.logic, Card.parsing, Card.cost, Card.protocol = _selection, _thresholds, _logic, _parsing, _cost, _protocol
+Card.selection, Card.thresholds, Card.balanced, Card.logic, Card.parsing, Card.cost, Card.protocol = _selection, _thresholds, _balanced, _logic, _parsing, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #5eae316a
+# %% ../nbs/50_report.ipynb #3fa5122c
 def _printed_attributes(card, method, metric, variant):
     "Heading -> printed numbers per attribute"
     gold = golden(_rows(method), dataset=card.dataset)
@@ -302,7 +314,7 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #f0498a8c
+# %% ../nbs/50_report.ipynb #4bcdb071
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
 table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
@@ -319,7 +331,7 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #d25a21f4
+# %% ../nbs/50_report.ipynb #fb259d37
 def _blocks(card, variant, localisation):
     "(heading, explanation, HTML, folded) of every block that applies"
     seeds = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
@@ -346,6 +358,7 @@ def _blocks(card, variant, localisation):
     yield "Training", "Loss and validation score by epoch.", figure_html(plot.training_curves(seeds)), False
     yield "Selection", "The last epoch's weights beside the validation-selected ones.", _table_html(card.selection()), False
     yield "Thresholds and calibration", "Fixed at 0.5, and tuned on the validation split, for each score its own.", _table_html(card.thresholds()) + figure_html(plot.reliability({card.title(m): card.of(m)[0].predictions() for m in card.methods})), False
+    if card.fine_tuned: yield "Balanced accuracy", "Percent: as trained, with tuned thresholds, and gone on with balanced loss.", _table_html(card.balanced()), False
     if len(logic := card.logic()): yield "Logic", "Test images that contradict themselves (percent), in the labels and in the predictions.", _table_html(logic.set_index(["first", "second"])), False
     yield "Cost", "One run of each method.", _table_html(card.cost()), False
     yield "Protocol", "", _table_html(card.protocol()), False
@@ -367,7 +380,7 @@ def write_html(
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/50_report.ipynb #5b494382
+# %% ../nbs/50_report.ipynb #f15a792a
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -375,7 +388,7 @@ def write_tables(
     localisation: tuple | None = None,
 ) -> Path:
     "Every block of a card as CSV, with the runs it was made from"
-    blocks = dict(scores=card.scores(), comparisons=card.comparisons(), claims=card.claims(CLAIMS), printed=card.printed(variant), selection=card.selection(), thresholds=card.thresholds(),
+    blocks = dict(scores=card.scores(), balanced=card.balanced(), comparisons=card.comparisons(), claims=card.claims(CLAIMS), printed=card.printed(variant), selection=card.selection(), thresholds=card.thresholds(),
                   parsing=card.parsing(), cost=card.cost(), protocol=card.protocol(), groups_AP=card.groups(), **{f"attributes_{m}": card.attributes(m, True, variant) for m in HEADLINE},
                   **dict(zip(("localisation", "localisation_attributes"), localisation or ())))
     for name, frame in blocks.items():
@@ -386,7 +399,7 @@ def write_tables(
     with atomic_write(Path(folder)/"runs.csv") as tmp: pd.DataFrame(runs).to_csv(tmp, index=False)
     return Path(folder)
 
-# %% ../nbs/50_report.ipynb #326c8a1a
+# %% ../nbs/50_report.ipynb #a91f1262
 def kept_results(
     folder: str | Path,   # written by `write_tables`
     columns=("accuracy", "AP", "AP 95 %", "balanced_accuracy", "seeds"),

@@ -158,3 +158,25 @@ def test_printed_numbers_per_attribute(home):
 def test_every_number_in_runs_csv_is_todays(card, tmp_path):
     kept = pd.read_csv(write_tables(card, tmp_path/"t")/"runs.csv").set_index("method")
     assert kept.loc["avg_pool", "accuracy_tuned"] == pytest.approx(card.frames()["avg_pool"].accuracy_tuned.mean(), abs=1e-4)
+
+
+def test_balanced_accuracy_stands_beside_the_paper_after_fine_tuning(tmp_path):
+    "The paper's balanced accuracies are fine-tuned; ours are said to be, or not to be"
+    from symbiosis_nb.inputs import resolve
+    from symbiosis_nb.methods import METHODS, fine_tuning, make_profile
+    from symbiosis_nb.data.sources import open_faces
+    table, recipe = open_faces(profile="smoke"), resolve(make_profile("smoke"), METHODS["avg_pool"]).recipe
+    first = run("avg_pool", table, "smoke", out=tmp_path)
+    fine = run("avg_pool", table, "smoke", out=tmp_path, start=first.folder, **fine_tuning(recipe))
+    assert fine.config["profile"]["recipe"]["lr"] == recipe.lr/10
+    how = lambda card: card.printed().set_index("metric").how["balanced_accuracy"]
+    assert "not fine-tuned" in how(report.Card([first], table, 20))
+    card = report.Card([first], table, 20, fine_tuned=(fine,))
+    assert how(card).startswith("fine-tuned") and card.balanced().iloc[0]["balanced loss"] == report.percent(fine.scores.balanced_accuracy.mean())
+
+
+def test_changed_settings_keep_the_papers_recipe():
+    from symbiosis_nb.inputs import resolve
+    from symbiosis_nb.methods import METHODS, make_profile
+    m = METHODS["ssp"]
+    assert resolve(make_profile("paper", epochs=5), m).recipe == __import__("dataclasses").replace(m.recipe, epochs=5)

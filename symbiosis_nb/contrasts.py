@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mean', 'mean_scores', 'card_means', 'claims', 'claim_bars']
 
-# %% ../nbs/52_contrasts.ipynb #232727fc
+# %% ../nbs/52_contrasts.ipynb #df53641d
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from . import plot, stats
 from .report import HEADLINE, Card, over_seeds
 
-# %% ../nbs/52_contrasts.ipynb #03b0886d
+# %% ../nbs/52_contrasts.ipynb #5c5a2cbb
 @dataclass
 class Mean:
     "A mean score with its bootstrap replicates, seed by seed"
@@ -55,9 +55,9 @@ def card_means(
 ) -> dict:                    # method -> `Mean`
     "`mean_scores` of a card's runs"
     at = None if attributes is None else [card.table.names.index(n) for n in attributes]
-    return mean_scores({(r.method, r.config["seed"]): r.predictions() for r in card.runs}, card.runs[0].identity, metric, at, draw, card.replicates)
+    return mean_scores({(r.method, r.config["seed"]): r.predictions() for r in card.runs}, card.runs[0].clusters, metric, at, draw, card.replicates)
 
-# %% ../nbs/52_contrasts.ipynb #ae61a326
+# %% ../nbs/52_contrasts.ipynb #0fd8fb25
 def claims(
     rows,            # (text, `Mean`) or (text, `Mean`, kind), a key of `stats.RULES`
     **columns,       # further columns: name=value

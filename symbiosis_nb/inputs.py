@@ -7,10 +7,10 @@ __all__ = ['BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSERS', 'GENERATOR_FILES', 'NE
            'limit_table', 'pictures', 'box_masks', 'detected_faces', 'face_view', 'face_pixels', 'is_finished',
            'to_regions', 'parsing_fields', 'default_device', 'Helper', 'ParserRun', 'parser_run', 'measured_on',
            'mask_store', 'job_parser', 'mask_size', 'region_masks', 'PairDL', 'label_landmarks', 'alignment_points',
-           'target_store', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'generator_scores',
-           'job_generator', 'abstraction_pictures', 'Ready', 'prepare']
+           'target_store', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'pair_fields',
+           'generator_scores', 'labels_frame', 'job_generator', 'abstraction_pictures', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #bd27ae13
+# %% ../nbs/32_inputs.ipynb #834006f9
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #be0214de
+# %% ../nbs/32_inputs.ipynb #1022e897
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -103,7 +103,7 @@ def _augment(job):
     "What happens to pictures in training; crops come with a margin for patches, whatever the recipe"
     return None if not job.profile.augment else PATCHES if job.method.needs == "crop" else job.profile.recipe.augment
 
-# %% ../nbs/32_inputs.ipynb #1f05d9ca
+# %% ../nbs/32_inputs.ipynb #aad76f69
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -113,7 +113,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #409e2260
+# %% ../nbs/32_inputs.ipynb #0965dd23
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -142,7 +142,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #53925ce9
+# %% ../nbs/32_inputs.ipynb #85cbcbf7
 def detected_faces(
     table: AttributeTable,
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
@@ -166,7 +166,7 @@ def _annotated(table, i, size):
     known = lambda values: None if values is None else values[i]
     return crops.choose_face(crops.NO_FACES, size, "test", known(table.boxes), known(table.landmarks))
 
-# %% ../nbs/32_inputs.ipynb #3933d03c
+# %% ../nbs/32_inputs.ipynb #2715206d
 def face_view(
     table: AttributeTable,
     scheme: str,            # one of `crops.SCHEMES`
@@ -195,7 +195,7 @@ def face_pixels(job: Job) -> ArrayStore:
     if faults and job.on_bad != "skip": raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
     return store
 
-# %% ../nbs/32_inputs.ipynb #904194b9
+# %% ../nbs/32_inputs.ipynb #f8ddc0c0
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 
 def is_finished(folder: Path, files: tuple) -> bool:
@@ -220,7 +220,7 @@ def _parsing_dls(table, image, labels, recipe):
     return DataLoaders(parsing_loader(table, [image], labels, "train", recipe.bs, recipe.augment, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, recipe.bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #2dd2a8a3
+# %% ../nbs/32_inputs.ipynb #9038cf8d
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -268,7 +268,7 @@ def parser_run(
     table, r = to_regions(parsing, regions), profile.parser_recipe
     config = dict(parser=profile.parser, backbone=profile.backbone if profile.parser == "aspp" else None, width=1. if profile.parser == "encoder_decoder" else profile.width,
                   size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                  recipe={**asdict(r), "schedule": _schedule_name(r.schedule)}, seed=seed, weights=None if weights is None else Path(weights).parent.name)
+                  recipe={**asdict(r), "schedule": _schedule_name(r.schedule)}, seed=seed, weights=weights and (Path(weights).parent.name or str(weights)))
     folder = Path(out)/f"parser-{digest(config)}"
     with folder_lock(folder):
         if not is_finished(folder, PARSER_FILES): _train_parser(table, profile, {**config, "weights": weights}, folder)
@@ -300,7 +300,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #37fd3b95
+# %% ../nbs/32_inputs.ipynb #8eabca3f
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -333,7 +333,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #a123439e
+# %% ../nbs/32_inputs.ipynb #a959d0c8
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def after_batch(self, b):
@@ -382,7 +382,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../nbs/32_inputs.ipynb #23f30f44
+# %% ../nbs/32_inputs.ipynb #8e28fc04
 def make_generator(c: dict) -> nn.Module:  # the generator's part of a config
     "A generator that was not trained yet"
     return init_gan((LocalEnhancer if c["local"] else GlobalGenerator)(c["ngf"], c["n_down"], c["n_blocks"]))
@@ -406,7 +406,7 @@ class GeneratorRun(Helper):
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Abstractor(net, self.config["size"]).to(default_device())
 
-# %% ../nbs/32_inputs.ipynb #392a6d10
+# %% ../nbs/32_inputs.ipynb #074d7f38
 GENERATOR_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 
 def generator_run(
@@ -426,7 +426,11 @@ def generator_run(
         if not is_finished(folder, GENERATOR_FILES): _train_generator(table, profile, config, folder)
     return GeneratorRun(folder)
 
-def _pair_fields(table, config):
+def pair_fields(
+    table: ParsingTable,  # with Helen's regions
+    config: dict,         # of the generator
+) -> list:                # photograph, target, target to be mirrored
+    "What a generator of abstraction images learns from"
     size, view = tuple(config["size"]), _frame(table, config["size"], config["frame"])
     return [Field("picture", pixel_store(table.paths, size, view)), *(Field("picture", target_store(table, size, view, config["hard"], swapped)) for swapped in (False, True))]
 
@@ -439,7 +443,7 @@ def _pair_dls(table, fields, recipe):
     return DataLoaders(one("train", True), one("valid", False), one(measured_on(table.split), False))
 
 def _train_generator(table, profile, config, folder):
-    g, fields = profile.generator, _pair_fields(table, config)
+    g, fields = profile.generator, pair_fields(table, config)
     seed_everything(config["seed"])
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
@@ -454,7 +458,7 @@ def _train_generator(table, profile, config, folder):
     write_json(folder/"done.json", dict(L1=l1, measured_on=measured_on(table.split), pictures=int(dls[2].n), regions=M.parsing_means(frame), fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #b873826d
+# %% ../nbs/32_inputs.ipynb #5414b31e
 @torch.no_grad()
 def generator_scores(
     generator: nn.Module,
@@ -463,7 +467,7 @@ def generator_scores(
     config: dict,         # of the generator
 ) -> tuple:               # frame as in `metrics.parsing_frame`, mean absolute difference in [0, 1]
     "How close drawn abstraction images are, and whether their regions are where the labels say"
-    size = tuple(config["size"]); labels = label_store(table, size, _frame_of_labels(table, size, config["frame"]))
+    size = tuple(config["size"]); labels = label_store(table, size, labels_frame(table, size, config["frame"]))
     matrix, l1, rows = np.zeros((len(table.regions),)*2, np.int64), [], list(dl.dataset)
     for x, y in dl:
         drawn = generator(x).float()
@@ -471,7 +475,7 @@ def generator_scores(
         matrix += M.confusion(labels[rows[:len(x)]].long(), recovered_regions((drawn.cpu() + 1)/2, (x.cpu() + 1)/2), len(table.regions)); rows = rows[len(x):]
     return M.parsing_frame(matrix, table.regions.names), float(np.mean(l1))
 
-def _frame_of_labels(table, size, frame):
+def labels_frame(table: ParsingTable, size: tuple, frame: str) -> View:
     "The same frame for label maps, which must not be interpolated"
     if frame != "celeba": return _frame(table, size, frame)
     points, whole = alignment_points(table), pad_view(crops.CELEBA_SIZE[::-1])
@@ -500,7 +504,7 @@ def abstraction_pictures(job: Job) -> Field:
     store = array_store("abstraction", digest(source.digest, trained.digest, list(job.profile.size)), len(source), (*job.profile.size, 3), make, chunk=64, desc="abstraction images")
     return Field("picture", store)
 
-# %% ../nbs/32_inputs.ipynb #8fe32b76
+# %% ../nbs/32_inputs.ipynb #c37fe47f
 NEEDS = {None: lambda job: [], "crop": lambda job: [], "parsing": lambda job: [], "abstraction": lambda job: [abstraction_pictures(job)], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

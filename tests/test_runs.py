@@ -185,3 +185,15 @@ def test_onnx_keeps_the_frame(tmp_path):
     r = run("avg_pool", table, "smoke", out=tmp_path/"runs")
     file = Predictor.load(r.folder).to_onnx(tmp_path/"model.onnx")
     assert Predictor.load(file).look == Predictor.load(r.folder).look
+
+
+def test_boxes_of_one_image_are_resampled_together(tmp_path):
+    from dataclasses import replace
+    table = picture_table(tmp_path/"pictures")
+    boxes = replace(table, identity=None, frame="box", boxes=np.tile([0, 0, 36, 44], (96, 1)), paths=[table.paths[i//2*2] for i in range(96)])
+    r = run("avg_pool", boxes, "smoke", out=tmp_path/"runs")
+    assert r.identity is None and r.clusters.tolist() == (np.arange(16)//2).tolist()
+
+
+def test_averages_have_no_weights_to_start_from(tmp_path):
+    with pytest.raises(ValueError, match="ssp, ssg"): run("ssp_ssg", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", start=tmp_path)

@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'RULE', 'CLAIMS', 'kind_of', 'data_kind', 'over_seeds', 'Card', 'percent',
            'figure_html', 'write_html', 'write_tables', 'kept_claims', 'kept_results']
 
-# %% ../nbs/50_report.ipynb #236256cc
+# %% ../nbs/50_report.ipynb #c2ac9c8d
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from .methods import METHODS, VARIANTS
 from .published import golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #34a6e29a
+# %% ../nbs/50_report.ipynb #63802143
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880), "WIDER": (57_524, 29_179), "Berkeley": (8_035, 4_022)}  # samples, and test samples among them
 
 def kind_of(
@@ -46,7 +46,7 @@ SAYS = dict(
     sample="Measured on a sample, not on the papers' data with their split: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic pictures: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #89973c5a
+# %% ../nbs/50_report.ipynb #3266a447
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -125,7 +125,7 @@ class Card:
         "Per-attribute scores of every method"
         return {m: sum(self.scored[which, m, r.config["seed"]] for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #531d6df7
+# %% ../nbs/50_report.ipynb #22b32715
 def percent(x, digits=2): return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 def _span(low, high): return f"[{100*low:.2f}, {100*high:.2f}]"
 
@@ -165,7 +165,7 @@ def _printed(self, variant: str | None = None) -> pd.DataFrame:
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #233cac00
+# %% ../nbs/50_report.ipynb #da0edfb6
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
@@ -218,7 +218,7 @@ CLAIMS = (  # what the papers claim: text, first, second, and the kind of claim 
     ("photo and abstraction beat photo (abstraction)", "dual_path", "original"), ("photo beats abstraction alone (abstraction)", "original", "abstraction"),
     ("step 2 adds to step 1 (general_to_specific)", "g2s_12", "g2s_1"), ("step 3 adds to steps 1 and 2 (general_to_specific)", "g2s_123", "g2s_12"))
 
-# %% ../nbs/50_report.ipynb #69488861
+# %% ../nbs/50_report.ipynb #452b8fa3
 def _selection(self) -> pd.DataFrame:
     "Last epoch beside validation-selected; weights chosen on the test part are not kept, so there is no row for them"
     rows = {}
@@ -280,7 +280,7 @@ def _protocol(self) -> pd.DataFrame:
 
 Card.selection, Card.thresholds, Card.balanced, Card.logic, Card.parsing, Card.cost, Card.protocol = _selection, _thresholds, _balanced, _logic, _parsing, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #99b44cae
+# %% ../nbs/50_report.ipynb #9947de4d
 def _printed_attributes(card, method, metric, variant):
     "Heading -> printed numbers per attribute"
     gold = golden(_rows(method), dataset=card.dataset)
@@ -314,9 +314,9 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #0d84b4fc
+# %% ../nbs/50_report.ipynb #825fd3d2
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
-table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #999;background:#fafafa}
+table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left;white-space:nowrap}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title><style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1><p class="lead">{{ lead }}</p><div class="kind">{{ kind }}</div>
@@ -331,7 +331,7 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #47019948
+# %% ../nbs/50_report.ipynb #013b0325
 def _blocks(card, variant, localisation):
     "(heading, explanation, HTML, folded) of every block that applies"
     seeds = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
@@ -380,7 +380,7 @@ def write_html(
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/50_report.ipynb #e30e74bc
+# %% ../nbs/50_report.ipynb #ca975874
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -399,7 +399,7 @@ def write_tables(
     with atomic_write(Path(folder)/"runs.csv") as tmp: pd.DataFrame(runs).to_csv(tmp, index=False)
     return Path(folder)
 
-# %% ../nbs/50_report.ipynb #35cd7442
+# %% ../nbs/50_report.ipynb #97ddcc29
 def _markdown(frame):
     "A frame of strings as a Markdown table"
     return "\n".join([f"| {frame.index.name or ''} | " + " | ".join(frame.columns) + " |", "| --- |" + " ---: |"*frame.shape[1], *(f"| {m} | " + " | ".join(r) + " |" for m, r in frame.iterrows())])

@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'RULE', 'CLAIMS', 'kind_of', 'data_kind', 'over_seeds', 'Card', 'percent',
            'figure_html', 'write_html', 'write_tables', 'kept_claims', 'kept_results']
 
-# %% ../nbs/50_report.ipynb #c2ac9c8d
+# %% ../nbs/50_report.ipynb #e69f252b
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from .methods import METHODS, VARIANTS
 from .published import golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #63802143
+# %% ../nbs/50_report.ipynb #fb533397
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880), "WIDER": (57_524, 29_179), "Berkeley": (8_035, 4_022)}  # samples, and test samples among them
 
 def kind_of(
@@ -46,7 +46,7 @@ SAYS = dict(
     sample="Measured on a sample, not on the papers' data with their split: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic pictures: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #3266a447
+# %% ../nbs/50_report.ipynb #089392ff
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -125,7 +125,7 @@ class Card:
         "Per-attribute scores of every method"
         return {m: sum(self.scored[which, m, r.config["seed"]] for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #22b32715
+# %% ../nbs/50_report.ipynb #c3f2e46a
 def percent(x, digits=2): return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 def _span(low, high): return f"[{100*low:.2f}, {100*high:.2f}]"
 
@@ -139,7 +139,7 @@ def _scores(self) -> pd.DataFrame:
     for m in self.methods:
         runs = self.of(m); row = dict(method=self.title(m), seeds=len(runs))
         for name in HEADLINE:
-            low, high = stats.interval(over_seeds([self.drawn[m, r.config["seed"], name] for r in runs]))
+            low, high = stats.interval(over_seeds([self.drawn[m, r.config["seed"], name] for r in runs]), frames[m][name].mean())
             spread = np.std([self.scored["selected", m, r.config["seed"]][name].mean() for r in runs], ddof=1) if len(runs) > 1 else np.nan
             row |= {name: percent(frames[m][name].mean()), f"{name} 95 %": _span(low, high), f"{name} ± seeds": percent(spread)}
         inst = pd.DataFrame([M.instance_scores(*r.predictions()) for r in runs]).mean()
@@ -157,7 +157,7 @@ def _printed(self, variant: str | None = None) -> pd.DataFrame:
             runs, fine = self.of(m), g.paper == "symbiosis" and g.metric == "balanced_accuracy" and tuned[m]
             drawn = [stats.bootstrap_mean(HEADLINE[g.metric], *r.predictions(), self._weights) for r in fine] if fine else [self.drawn[m, r.config["seed"], g.metric] for r in runs]
             ours = np.mean([r.scores[g.metric].mean() for r in fine]) if fine else self.frames()[m][g.metric].mean()
-            low, high = stats.interval(over_seeds(drawn))
+            low, high = stats.interval(over_seeds(drawn), ours)
             rows.append(dict(method=self.title(m), metric=g.metric, ours=percent(ours), interval=_span(low, high), printed=f"{g.value:.2f}", **({"how": "fine-tuned with balanced loss" if fine else "not fine-tuned, the paper's is" if g.paper == "symbiosis" and g.metric == "balanced_accuracy" else ""}),
                              where=f"{g.paper}, Table {g.table}" + (f", {g.variant}" if g.variant else ""), misprint=g.misprint,
                              **({} if self.kind != "official" else dict(difference=f"{100*ours - g.value:+.2f}", inside="yes" if 100*low <= g.value <= 100*high else "no"))))
@@ -165,7 +165,7 @@ def _printed(self, variant: str | None = None) -> pd.DataFrame:
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #da0edfb6
+# %% ../nbs/50_report.ipynb #cbd491d8
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
@@ -218,7 +218,7 @@ CLAIMS = (  # what the papers claim: text, first, second, and the kind of claim 
     ("photo and abstraction beat photo (abstraction)", "dual_path", "original"), ("photo beats abstraction alone (abstraction)", "original", "abstraction"),
     ("step 2 adds to step 1 (general_to_specific)", "g2s_12", "g2s_1"), ("step 3 adds to steps 1 and 2 (general_to_specific)", "g2s_123", "g2s_12"))
 
-# %% ../nbs/50_report.ipynb #452b8fa3
+# %% ../nbs/50_report.ipynb #0e725e80
 def _selection(self) -> pd.DataFrame:
     "Last epoch beside validation-selected; weights chosen on the test part are not kept, so there is no row for them"
     rows = {}
@@ -280,7 +280,7 @@ def _protocol(self) -> pd.DataFrame:
 
 Card.selection, Card.thresholds, Card.balanced, Card.logic, Card.parsing, Card.cost, Card.protocol = _selection, _thresholds, _balanced, _logic, _parsing, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #9947de4d
+# %% ../nbs/50_report.ipynb #79829e8c
 def _printed_attributes(card, method, metric, variant):
     "Heading -> printed numbers per attribute"
     gold = golden(_rows(method), dataset=card.dataset)
@@ -314,7 +314,7 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #825fd3d2
+# %% ../nbs/50_report.ipynb #3b4b7a05
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
 table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left;white-space:nowrap}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
@@ -331,7 +331,7 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #013b0325
+# %% ../nbs/50_report.ipynb #0516cc96
 def _blocks(card, variant, localisation):
     "(heading, explanation, HTML, folded) of every block that applies"
     seeds = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
@@ -380,7 +380,7 @@ def write_html(
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/50_report.ipynb #ca975874
+# %% ../nbs/50_report.ipynb #c62ba87a
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -399,7 +399,7 @@ def write_tables(
     with atomic_write(Path(folder)/"runs.csv") as tmp: pd.DataFrame(runs).to_csv(tmp, index=False)
     return Path(folder)
 
-# %% ../nbs/50_report.ipynb #97ddcc29
+# %% ../nbs/50_report.ipynb #54490fa1
 def _markdown(frame):
     "A frame of strings as a Markdown table"
     return "\n".join([f"| {frame.index.name or ''} | " + " | ".join(frame.columns) + " |", "| --- |" + " ---: |"*frame.shape[1], *(f"| {m} | " + " | ".join(r) + " |" for m, r in frame.iterrows())])

@@ -6,7 +6,7 @@
 __all__ = ['PARSING', 'training_part', 'parsing_part', 'tested_on_valid', 'train_all', 'specified', 'unspecified', 'beside_print',
            'parsing_gain', 'averaged', 'parsing_replicates', 'span_row']
 
-# %% ../nbs/51_reproduce.ipynb #016f88a2
+# %% ../nbs/51_reproduce.ipynb #6145189e
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ from .published import published
 from .report import Card, over_seeds
 from .runs import Run, run, score
 
-# %% ../nbs/51_reproduce.ipynb #bb2ac8e0
+# %% ../nbs/51_reproduce.ipynb #da668502
 def training_part(
     table: AttributeTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train", which keeps the official validation part for selection
@@ -36,7 +36,7 @@ def training_part(
     notes = [*table.notes, f"trained on the training and validation parts together, but for {int((split == 'valid').sum()):,} samples held out by image for selection"]
     return replace(table, name=f"{table.name}, {train_on}", split=split, notes=notes)
 
-# %% ../nbs/51_reproduce.ipynb #6bbbd437
+# %% ../nbs/51_reproduce.ipynb #a7462dcc
 def parsing_part(
     table: ParsingTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train"
@@ -50,7 +50,7 @@ def tested_on_valid(table: ParsingTable) -> ParsingTable:
     if (table.split == "test").any(): return table
     return replace(table, split=np.where(table.split == "valid", "test", table.split), notes=[*table.notes, "parsing is scored on the validation part: there is no other with labels"])
 
-# %% ../nbs/51_reproduce.ipynb #93be6287
+# %% ../nbs/51_reproduce.ipynb #ef4daf99
 def train_all(
     names: list,       # of methods
     table: AttributeTable, parsing,
@@ -84,7 +84,7 @@ def parsing_gain(card: Card) -> pd.DataFrame:
     "Parsing scores of the joint models on the parsing set's test part, where it has one"
     return pd.DataFrame({(card.title(r.method), r.config["seed"]): r.done["parsing"] for r in card.runs if r.done.get("parsing")}).T
 
-# %% ../nbs/51_reproduce.ipynb #1388ba6d
+# %% ../nbs/51_reproduce.ipynb #4222a779
 def averaged(
     parts: list,    # finished runs on one table
     method: str,    # name of the row
@@ -103,7 +103,7 @@ def averaged(
     r.folder = Path(" + ".join(p.folder.name for p in parts))
     return r
 
-# %% ../nbs/51_reproduce.ipynb #6dfc4bdb
+# %% ../nbs/51_reproduce.ipynb #6b38ec2c
 PARSING = ("class_accuracy", "mean_IoU")
 
 def parsing_replicates(
@@ -120,5 +120,5 @@ def parsing_replicates(
 
 def span_row(drawn: np.ndarray, value: float | None = None) -> dict:
     "Percent: a value (or the mean of its replicates) with its 95 % interval"
-    low, high = stats.interval(drawn)
+    low, high = stats.interval(drawn, value)
     return dict(value=100*(np.nanmean(drawn) if value is None else value), low=100*low, high=100*high)

@@ -7,7 +7,7 @@ __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model
            'average_runs', 'one_attribute', 'train_attribute', 'chain_runs', 'run_job', 'run', 'collect', 'load_model',
            'Look', 'find_faces', 'the_face', 'look_of', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #d2e27377
+# %% ../nbs/33_runs.ipynb #a53a325e
 import copy, os, resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -39,7 +39,7 @@ from .models.pooling import fit_masks
 from .models.specific import Joined
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/33_runs.ipynb #8f4071b3
+# %% ../nbs/33_runs.ipynb #b117a3ab
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -86,7 +86,7 @@ class Run:
         "What belongs together in the test part: images of one person, boxes of one image; None: nothing"
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
-# %% ../nbs/33_runs.ipynb #4e0bbaca
+# %% ../nbs/33_runs.ipynb #9a0b7a76
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -127,7 +127,7 @@ def _peak_memory():
     try: return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))/2**10
     except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #a247b350
+# %% ../nbs/33_runs.ipynb #aaf881c3
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -185,7 +185,7 @@ def train(job: Job, folder: Path):
     for name, helper in ready.helpers.items(): _keep(name, helper, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #dc768ba6
+# %% ../nbs/33_runs.ipynb #8f74f66d
 def _keep(name, helper, folder):
     "A copy of the network that made masks or abstraction images, so that the folder can predict on its own"
     for file in ("config.json", "model.safetensors"):
@@ -219,7 +219,7 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #d9111ecd
+# %% ../nbs/33_runs.ipynb #56e4f5c7
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
 def average_runs(job: Job, folder: Path):
@@ -234,7 +234,7 @@ def average_runs(job: Job, folder: Path):
     costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
     finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #2a4a2a8c
+# %% ../nbs/33_runs.ipynb #bb1f11a1
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
     "The same images with one attribute"
     t = table.names.index(name)
@@ -273,7 +273,7 @@ def _map(f, items, executor, folder):
     width = max(1, os.cpu_count()//threads) if executor == "local" else len(items)
     return [j.result() for k in range(0, len(items), width) for j in pool.map_array(f, items[k:k + width])]
 
-# %% ../nbs/33_runs.ipynb #bce2dd44
+# %% ../nbs/33_runs.ipynb #f4c963c7
 def _joint_run(job):
     "Step 1 of a chain, the same run as when it is asked for by its own name"
     return run_job(replace(job, method=get_method("g2s_1"), options={k: v for k, v in job.options.items() if k not in ("schemes", "rows")}, asked=None, executor=None))
@@ -304,7 +304,7 @@ def chain_runs(job: Job, folder: Path):
            crops={n: r.config["options"].get("scheme", "a") for n, r in runs.items()}, joint=joint and joint.folder.name, bad_images=steps[0].done["bad_images"],
            note=f"{rest} of {len(every)} attributes have no network of their own; their columns are those of step 1" if rest else "")
 
-# %% ../nbs/33_runs.ipynb #6f96b8e0
+# %% ../nbs/33_runs.ipynb #060b74e6
 def _twin(job):
     "The same job under the name of the method with the same model, where the profile leaves no difference"
     if not job.method.same_as or job.asked is None: return None
@@ -342,7 +342,7 @@ def run(
     p = resolve(asked, m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, {**job_options(p, m), **(options or {})}, Path(out), start, asked, executor))
 
-# %% ../nbs/33_runs.ipynb #2bb52018
+# %% ../nbs/33_runs.ipynb #6cf18138
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -364,7 +364,7 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #2b97d3c9
+# %% ../nbs/33_runs.ipynb #f475e8fb
 class _Masks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser, size): super().__init__(); self.parser, self.size = parser, size
@@ -398,7 +398,7 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     model.to(memory_format=torch.channels_last)
     return _Whole(model, _extra(r.folder, p)).eval().to(default_device())
 
-# %% ../nbs/33_runs.ipynb #0613feee
+# %% ../nbs/33_runs.ipynb #7e71e54a
 @dataclass
 class Look:
     "How a run looks at a photograph"
@@ -442,7 +442,7 @@ def look_of(r: Run) -> Look:
     schemes = tuple(sorted({*r.done["crops"].values(), *(["a"] if len(r.done["crops"]) < len(c["attributes"]) else [])})) if several else (options.get("scheme", "a"),) if crop else ()
     return Look(size, c["frame"], schemes, several, options.get("border", "replicate"))
 
-# %% ../nbs/33_runs.ipynb #ec865c06
+# %% ../nbs/33_runs.ipynb #a3d09382
 def _open(source): return source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
 def _name(source, i): return Path(source).name if isinstance(source, (str, Path)) else f"picture {i}"
 
@@ -490,7 +490,7 @@ class Predictor:
         where = pd.DataFrame(np.column_stack([found.boxes, found.scores]), columns=["x", "y", "width", "height", "score"])
         return where.join(pd.DataFrame(self._ask(views, bs), columns=list(self.names))).rename_axis("face")
 
-# %% ../nbs/33_runs.ipynb #a37664a8
+# %% ../nbs/33_runs.ipynb #917e089a
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

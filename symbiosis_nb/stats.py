@@ -6,12 +6,12 @@
 __all__ = ['MARGIN', 'RULES', 'cluster_weights', 'interval', 'bootstrap_mean', 'holm', 'mcnemar', 'paired_permutation',
            'smallest_gap', 'paired', 'accuracy_gain', 'compare', 'verdict']
 
-# %% ../nbs/22_stats.ipynb #2b276718
+# %% ../nbs/22_stats.ipynb #81514af9
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
-# %% ../nbs/22_stats.ipynb #c9f6d740
+# %% ../nbs/22_stats.ipynb #7111a749
 def cluster_weights(
     identity,        # (N,) who is on each image, or None where a set has no identities: then every image is its own cluster
     n: int,          # number of images
@@ -24,14 +24,15 @@ def cluster_weights(
     rng = np.random.default_rng(seed)
     return rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)[:, which]
 
-# %% ../nbs/22_stats.ipynb #daf91956
+# %% ../nbs/22_stats.ipynb #a0342f02
 def interval(
     replicates: np.ndarray,  # (R,) or (R, ...) bootstrap values
+    value=None,              # as measured: takes out the bootstrap's bias, which for average precision is real (copies of a positive help each other)
     level: float = .95,
 ):                           # (low, high), each of the trailing shape
-    "Percentile interval of bootstrap values; NaN replicates are left out"
-    tail = 50*(1 - level)
-    return np.nanpercentile(replicates, tail, axis=0), np.nanpercentile(replicates, 100 - tail, axis=0)
+    "Percentile interval of bootstrap values, moved so that their mean is `value`; NaN replicates are left out"
+    tail, bias = 50*(1 - level), 0. if value is None else np.nanmean(replicates, 0) - value
+    return np.nanpercentile(replicates, tail, axis=0) - bias, np.nanpercentile(replicates, 100 - tail, axis=0) - bias
 
 def bootstrap_mean(
     metric,             # (scores, labels, known, weight=...) -> (R, NA), for example `metrics.average_precision`
@@ -43,7 +44,7 @@ def bootstrap_mean(
     n = (~np.isnan(values)).sum(1)
     return np.divide(np.nansum(values, 1), n, out=np.full(len(n), np.nan), where=n > 0)
 
-# %% ../nbs/22_stats.ipynb #e7b573e6
+# %% ../nbs/22_stats.ipynb #dc7327c4
 def holm(p) -> np.ndarray:  # (K,) adjusted p-values; NaN stays
     "Holm's step-down correction for testing many attributes at once"
     p = np.asarray(p, float); out = np.full(p.shape, np.nan)
@@ -63,7 +64,7 @@ def mcnemar(
     p = np.array([binomtest(int(x), int(x + y)).pvalue if x + y else 1. for x, y in zip(only_a, only_b)])
     return pd.DataFrame(dict(only_a=only_a, only_b=only_b, p=p, p_holm=holm(p)))
 
-# %% ../nbs/22_stats.ipynb #56e7a2ce
+# %% ../nbs/22_stats.ipynb #a8448892
 def paired_permutation(
     gain,            # (N,) what each image adds to the difference of the means, for example correct_a - correct_b
     identity=None,   # (N,) signs are flipped per person
@@ -79,7 +80,7 @@ def paired_permutation(
         hits += int((np.abs(signs @ per_person) >= abs(per_person.sum()) - 1e-9).sum())
     return (hits + 1)/(replicates + 1)
 
-# %% ../nbs/22_stats.ipynb #156989ad
+# %% ../nbs/22_stats.ipynb #ec42b797
 def smallest_gap(
     difference: np.ndarray,  # (R,) bootstrap replicates of a paired difference
     level: float = .05, power: float = .8,
@@ -92,7 +93,7 @@ def paired(
     drawn: np.ndarray,  # (R,) its bootstrap replicates
 ) -> dict:              # difference, low, high, smallest_gap
     "A paired difference with its interval, and the smallest gap that could have been found"
-    low, high = interval(drawn)
+    low, high = interval(drawn, difference)
     return dict(difference=float(difference), low=float(low), high=float(high), smallest_gap=smallest_gap(drawn))
 
 def accuracy_gain(
@@ -114,7 +115,7 @@ def compare(
     value = np.nanmean(metric(scores_a, labels, known)) - np.nanmean(metric(scores_b, labels, known))
     return paired(value, drawn) | dict(p_accuracy=paired_permutation(accuracy_gain(scores_a, scores_b, labels, known), identity, seed=seed))
 
-# %% ../nbs/22_stats.ipynb #77d9d095
+# %% ../nbs/22_stats.ipynb #1bb01173
 MARGIN = .01  # below it two scores are about equal
 
 RULES = {

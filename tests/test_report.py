@@ -180,3 +180,15 @@ def test_changed_settings_keep_the_papers_recipe():
     from symbiosis_nb.methods import METHODS, make_profile
     m = METHODS["ssp"]
     assert resolve(make_profile("paper", epochs=5), m).recipe == __import__("dataclasses").replace(m.recipe, epochs=5)
+
+
+def test_intervals_are_free_of_the_bootstraps_bias():
+    "Copies of a positive help each other: resampled average precision of a weak score is too high, and an interval around it would be"
+    rng = np.random.default_rng(0)
+    y, s = (rng.random((200, 40)) < .05).astype(float), rng.normal(size=(200, 40))
+    value = np.nanmean(metrics.average_precision(s, y, np.ones_like(y)))
+    drawn = stats.bootstrap_mean(metrics.average_precision, s, y, np.ones_like(y), stats.cluster_weights(None, 200, 400))
+    assert drawn.mean() > value + .01
+    plain, moved = stats.interval(drawn), stats.interval(drawn, value)
+    assert moved[0] < value < moved[1] and np.isclose(np.subtract(*plain), np.subtract(*moved)) and np.isclose(plain[0] - moved[0], drawn.mean() - value)
+    assert stats.paired(value, drawn)["low"] == moved[0]

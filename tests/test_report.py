@@ -108,7 +108,7 @@ def test_tests_use_every_seed(seeded, monkeypatch):
 
 
 def test_claims_are_judged_as_the_papers_make_them(card, monkeypatch):
-    span = lambda low, high: monkeypatch.setattr(stats, "interval", lambda drawn: (low, high))
+    span = lambda low, high: monkeypatch.setattr(stats, "interval", lambda drawn, value=None: (low, high))
     claims = [(kind, "spp_net", "avg_pool", kind) for kind in stats.RULES] + [("default", "spp_net", "avg_pool")]
     verdicts = lambda: [v.split(":")[0] for v in card.claims(claims).verdict]
     span(-.03, -.02); assert verdicts() == ["does not hold", "holds", "does not hold", "does not hold"]

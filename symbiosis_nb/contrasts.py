@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Mean', 'mean_scores', 'card_means', 'claims', 'claim_bars']
 
-# %% ../nbs/52_contrasts.ipynb #df53641d
+# %% ../nbs/52_contrasts.ipynb #a1f92333
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from . import plot, stats
-from .report import HEADLINE, Card, over_seeds
+from .report import HEADLINE, Card, claim_row, over_seeds
 
-# %% ../nbs/52_contrasts.ipynb #5c5a2cbb
+# %% ../nbs/52_contrasts.ipynb #e38f0928
 @dataclass
 class Mean:
     "A mean score with its bootstrap replicates, seed by seed"
@@ -57,18 +57,13 @@ def card_means(
     at = None if attributes is None else [card.table.names.index(n) for n in attributes]
     return mean_scores({(r.method, r.config["seed"]): r.predictions() for r in card.runs}, card.runs[0].clusters, metric, at, draw, card.replicates)
 
-# %% ../nbs/52_contrasts.ipynb #0fd8fb25
+# %% ../nbs/52_contrasts.ipynb #5876a3d3
 def claims(
     rows,            # (text, `Mean`) or (text, `Mean`, kind), a key of `stats.RULES`
     **columns,       # further columns: name=value
 ) -> pd.DataFrame:   # claim, difference, interval, seeds, verdict
     "One row per claim, in points"
-    out = []
-    for text, mean, *kind in rows:
-        d = mean.summary()
-        out.append(dict(claim=text, difference=f"{100*d['difference']:+.2f}", interval=f"[{100*d['low']:.2f}, {100*d['high']:.2f}]", seeds=d["seeds"],
-                        verdict=stats.verdict(d["low"], d["high"], *kind, gap=d["smallest_gap"]), **columns))
-    return pd.DataFrame(out)
+    return pd.DataFrame([{**claim_row(text, mean.summary(), *kind), **columns} for text, mean, *kind in rows])
 
 def claim_bars(
     rows,            # as in `claims`

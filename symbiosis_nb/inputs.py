@@ -10,7 +10,7 @@ __all__ = ['BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSERS', 'GENERATOR_FILES', 'NE
            'target_store', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'pair_fields',
            'generator_scores', 'labels_frame', 'job_generator', 'abstraction_pictures', 'Ready', 'prepare']
 
-# %% ../nbs/32_inputs.ipynb #834006f9
+# %% ../nbs/32_inputs.ipynb #dd9a026a
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .models.pooling import fit_masks, landmark_masks
 from .models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
 from .vocab import FACE7, HELEN, RegionVocab
 
-# %% ../nbs/32_inputs.ipynb #1022e897
+# %% ../nbs/32_inputs.ipynb #885b5376
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers"
@@ -103,7 +103,7 @@ def _augment(job):
     "What happens to pictures in training; crops come with a margin for patches, whatever the recipe"
     return None if not job.profile.augment else PATCHES if job.method.needs == "crop" else job.profile.recipe.augment
 
-# %% ../nbs/32_inputs.ipynb #aad76f69
+# %% ../nbs/32_inputs.ipynb #8cda1ba8
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -113,7 +113,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/32_inputs.ipynb #0965dd23
+# %% ../nbs/32_inputs.ipynb #aa504fc4
 BOXES = RegionVocab("boxes", ("whole", *(f"{p} {s}" for p in ("left eye", "right eye", "nose", "left mouth", "right mouth") for s in ("1:1", "1:2", "2:1"))),
                     ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)), "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
@@ -142,7 +142,7 @@ def box_masks(job: Job) -> Field:
     store = array_store("boxes", digest(t.digest, list(size), "boxes"), len(t), (16, *size), make, desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-# %% ../nbs/32_inputs.ipynb #85cbcbf7
+# %% ../nbs/32_inputs.ipynb #ba48151d
 def detected_faces(
     table: AttributeTable,
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
@@ -166,7 +166,7 @@ def _annotated(table, i, size):
     known = lambda values: None if values is None else values[i]
     return crops.choose_face(crops.NO_FACES, size, "test", known(table.boxes), known(table.landmarks))
 
-# %% ../nbs/32_inputs.ipynb #2715206d
+# %% ../nbs/32_inputs.ipynb #c95846f4
 def face_view(
     table: AttributeTable,
     scheme: str,            # one of `crops.SCHEMES`
@@ -195,7 +195,7 @@ def face_pixels(job: Job) -> ArrayStore:
     if faults and job.on_bad != "skip": raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
     return store
 
-# %% ../nbs/32_inputs.ipynb #f8ddc0c0
+# %% ../nbs/32_inputs.ipynb #629255b5
 PARSER_FILES = ("config.json", "log.csv", "scores.parquet", "confusions.npz", "model.safetensors")
 
 def is_finished(folder: Path, files: tuple) -> bool:
@@ -220,7 +220,7 @@ def _parsing_dls(table, image, labels, recipe):
     return DataLoaders(parsing_loader(table, [image], labels, "train", recipe.bs, recipe.augment, train=True, device=default_device()),
                        parsing_loader(table, [image], labels, valid, recipe.bs, device=default_device()))
 
-# %% ../nbs/32_inputs.ipynb #9038cf8d
+# %% ../nbs/32_inputs.ipynb #65afc8ca
 def _aspp(n, c):
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if c["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
@@ -256,6 +256,9 @@ class ParserRun(Helper):
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Parser(net).to(default_device())
 
+
+
+# %% ../nbs/32_inputs.ipynb #fca7f808
 def parser_run(
     parsing: ParsingTable,
     profile: Profile,           # resolved: size, parser, parser_recipe, backbone, width
@@ -268,7 +271,7 @@ def parser_run(
     table, r = to_regions(parsing, regions), profile.parser_recipe
     config = dict(parser=profile.parser, backbone=profile.backbone if profile.parser == "aspp" else None, width=1. if profile.parser == "encoder_decoder" else profile.width,
                   size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                  recipe={**asdict(r), "schedule": _schedule_name(r.schedule)}, seed=seed, weights=weights and (Path(weights).parent.name or str(weights)))
+                  recipe={**asdict(r), "schedule": _schedule_name(r.schedule)}, seed=seed, weights=weights and "/".join(Path(weights).parts[-2:]))
     folder = Path(out)/f"parser-{digest(config)}"
     with folder_lock(folder):
         if not is_finished(folder, PARSER_FILES): _train_parser(table, profile, {**config, "weights": weights}, folder)
@@ -300,7 +303,7 @@ def _write_parser(folder, config, frame, means, confusions, log, net):
     write_json(folder/"done.json", dict(parsing=means, fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #8eabca3f
+# %% ../nbs/32_inputs.ipynb #9a22f433
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -333,7 +336,7 @@ def region_masks(job: Job) -> Field:
     store = mask_store(pictures(job), trained.load(), mask_size(job.profile), trained.digest)
     return Field("maps", store, to_regions(job.parsing, FACE7).regions)
 
-# %% ../nbs/32_inputs.ipynb #a959d0c8
+# %% ../nbs/32_inputs.ipynb #8b334bf7
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def after_batch(self, b):
@@ -382,7 +385,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../nbs/32_inputs.ipynb #8e28fc04
+# %% ../nbs/32_inputs.ipynb #5312240e
 def make_generator(c: dict) -> nn.Module:  # the generator's part of a config
     "A generator that was not trained yet"
     return init_gan((LocalEnhancer if c["local"] else GlobalGenerator)(c["ngf"], c["n_down"], c["n_blocks"]))
@@ -406,7 +409,7 @@ class GeneratorRun(Helper):
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Abstractor(net, self.config["size"]).to(default_device())
 
-# %% ../nbs/32_inputs.ipynb #074d7f38
+# %% ../nbs/32_inputs.ipynb #793cf6bb
 GENERATOR_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")
 
 def generator_run(
@@ -458,7 +461,7 @@ def _train_generator(table, profile, config, folder):
     write_json(folder/"done.json", dict(L1=l1, measured_on=measured_on(table.split), pictures=int(dls[2].n), regions=M.parsing_means(frame), fingerprint=fingerprint()))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/32_inputs.ipynb #5414b31e
+# %% ../nbs/32_inputs.ipynb #54010240
 @torch.no_grad()
 def generator_scores(
     generator: nn.Module,
@@ -504,7 +507,7 @@ def abstraction_pictures(job: Job) -> Field:
     store = array_store("abstraction", digest(source.digest, trained.digest, list(job.profile.size)), len(source), (*job.profile.size, 3), make, chunk=64, desc="abstraction images")
     return Field("picture", store)
 
-# %% ../nbs/32_inputs.ipynb #c37fe47f
+# %% ../nbs/32_inputs.ipynb #90601376
 NEEDS = {None: lambda job: [], "crop": lambda job: [], "parsing": lambda job: [], "abstraction": lambda job: [abstraction_pictures(job)], "boxes": lambda job: [box_masks(job)], "masks": lambda job: [region_masks(job)]}  # need -> fields beside the picture
 
 @dataclass

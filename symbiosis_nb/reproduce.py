@@ -6,7 +6,7 @@
 __all__ = ['PARSING', 'training_part', 'parsing_part', 'tested_on_valid', 'train_all', 'specified', 'unspecified', 'beside_print',
            'parsing_gain', 'averaged', 'parsing_replicates', 'span_row']
 
-# %% ../nbs/51_reproduce.ipynb #6145189e
+# %% ../nbs/51_reproduce.ipynb #c24c494f
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,9 +19,9 @@ from .data.official import hold_out
 from .data.tables import AttributeTable, ParsingTable
 from .published import published
 from .report import Card, over_seeds
-from .runs import Run, run, score
+from .runs import Run, joined_cost, mean_arrays, run, score
 
-# %% ../nbs/51_reproduce.ipynb #da668502
+# %% ../nbs/51_reproduce.ipynb #1880b053
 def training_part(
     table: AttributeTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train", which keeps the official validation part for selection
@@ -36,7 +36,7 @@ def training_part(
     notes = [*table.notes, f"trained on the training and validation parts together, but for {int((split == 'valid').sum()):,} samples held out by image for selection"]
     return replace(table, name=f"{table.name}, {train_on}", split=split, notes=notes)
 
-# %% ../nbs/51_reproduce.ipynb #a7462dcc
+# %% ../nbs/51_reproduce.ipynb #e80d6e92
 def parsing_part(
     table: ParsingTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train"
@@ -50,7 +50,7 @@ def tested_on_valid(table: ParsingTable) -> ParsingTable:
     if (table.split == "test").any(): return table
     return replace(table, split=np.where(table.split == "valid", "test", table.split), notes=[*table.notes, "parsing is scored on the validation part: there is no other with labels"])
 
-# %% ../nbs/51_reproduce.ipynb #ef4daf99
+# %% ../nbs/51_reproduce.ipynb #b98bf91a
 def train_all(
     names: list,       # of methods
     table: AttributeTable, parsing,
@@ -84,26 +84,21 @@ def parsing_gain(card: Card) -> pd.DataFrame:
     "Parsing scores of the joint models on the parsing set's test part, where it has one"
     return pd.DataFrame({(card.title(r.method), r.config["seed"]): r.done["parsing"] for r in card.runs if r.done.get("parsing")}).T
 
-# %% ../nbs/51_reproduce.ipynb #4222a779
+# %% ../nbs/51_reproduce.ipynb #edf57569
 def averaged(
     parts: list,    # finished runs on one table
     method: str,    # name of the row
     vocab,          # of the table
 ) -> Run:           # in memory; nothing is written
     "The mean of several runs' probabilities as a run"
-    r, sigmoid = Run(parts[0].folder, method), lambda x: 1/(1 + np.exp(-x.astype(np.float64)))
-    r.config = {**r.config, "method": method, "options": {}}
-    mean = {k: np.clip(np.mean([sigmoid(p.arrays[k]) for p in parts], 0), 1e-7, 1 - 1e-7) for k in r.arrays if k.endswith(("_last", "_selected"))}
-    total = {k: sum(p.done["cost"][k] or 0 for p in parts) for k in ("parameters", "multiply_adds", "training_seconds")}
-    speed = 1/sum(1/p.done["cost"]["predict_images_per_second"] for p in parts)
-    memory = max(p.done["cost"]["peak_memory_mib"] for p in parts)
-    r.arrays = {**r.arrays, **{k: np.log(p/(1 - p)).astype(np.float32) for k, p in mean.items()}}
+    r = Run(parts[0].folder, method)
+    r.config, r.arrays = {**r.config, "method": method, "options": {}}, mean_arrays(parts)
     r.scores, r.log = score(r.arrays, vocab), r.log.iloc[:0]
-    r.done = {**{k: v for k, v in r.done.items() if k != "selected_epoch"}, "cost": {**r.done["cost"], **total, "train_images_per_second": None, "predict_images_per_second": speed, "peak_memory_mib": memory}}
+    r.done = {**{k: v for k, v in r.done.items() if k != "selected_epoch"}, "cost": joined_cost(parts)}
     r.folder = Path(" + ".join(p.folder.name for p in parts))
     return r
 
-# %% ../nbs/51_reproduce.ipynb #6b38ec2c
+# %% ../nbs/51_reproduce.ipynb #b38b3f29
 PARSING = ("class_accuracy", "mean_IoU")
 
 def parsing_replicates(

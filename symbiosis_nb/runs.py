@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FILES', 'Run', 'Clock', 'Bar', 'multiply_adds', 'cost', 'build_model', 'start_from', 'train', 'score', 'finish',
-           'average_runs', 'one_attribute', 'train_attribute', 'chain_runs', 'run_job', 'run', 'collect', 'load_model',
-           'Look', 'find_faces', 'the_face', 'look_of', 'Predictor']
+           'mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'train_attribute', 'chain_runs', 'run_job',
+           'run', 'collect', 'load_model', 'Look', 'find_faces', 'the_face', 'look_of', 'Predictor']
 
-# %% ../nbs/33_runs.ipynb #a53a325e
+# %% ../nbs/33_runs.ipynb #5932bd84
 import copy, os, resource, shutil, time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -39,7 +39,7 @@ from .models.pooling import fit_masks
 from .models.specific import Joined
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/33_runs.ipynb #b117a3ab
+# %% ../nbs/33_runs.ipynb #0c4c1a89
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")
 
 @dataclass
@@ -86,7 +86,7 @@ class Run:
         "What belongs together in the test part: images of one person, boxes of one image; None: nothing"
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
-# %% ../nbs/33_runs.ipynb #9a0b7a76
+# %% ../nbs/33_runs.ipynb #594de636
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order = 5
@@ -127,7 +127,7 @@ def _peak_memory():
     try: return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))/2**10
     except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
-# %% ../nbs/33_runs.ipynb #aaf881c3
+# %% ../nbs/33_runs.ipynb #84bcb759
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -185,7 +185,7 @@ def train(job: Job, folder: Path):
     for name, helper in ready.helpers.items(): _keep(name, helper, folder)
     finish(job, folder, arrays, log, learn.model, cost(learn, clock, seconds, len(arrays["test_targets"])), **more)
 
-# %% ../nbs/33_runs.ipynb #8f74f66d
+# %% ../nbs/33_runs.ipynb #3bb20d40
 def _keep(name, helper, folder):
     "A copy of the network that made masks or abstraction images, so that the folder can predict on its own"
     for file in ("config.json", "model.safetensors"):
@@ -219,22 +219,32 @@ def finish(job: Job, folder: Path, arrays: dict, log: pd.DataFrame, model: nn.Mo
     write_json(folder/"done.json", dict(cost=costs, notes=t.notes, fingerprint=fingerprint(), **more))
     (folder/"checkpoint.pt").unlink(missing_ok=True)
 
-# %% ../nbs/33_runs.ipynb #56e4f5c7
+# %% ../nbs/33_runs.ipynb #fb1dc402
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
+
+def mean_arrays(
+    parts: list,  # finished runs on one table
+) -> dict:        # as `Run.arrays`
+    "The first run's arrays, with the logits of the mean probability of all"
+    mean = lambda k: _logit(np.mean([1/(1 + np.exp(-r.arrays[k].astype(np.float64))) for r in parts], 0)).astype(np.float32)
+    return {k: mean(k) if k.endswith(("_last", "_selected")) else v for k, v in parts[0].arrays.items()}
+
+def joined_cost(
+    used: list,               # the runs that predict together
+    trained: list | None = None,  # all that had to be trained for it; default: the same
+) -> dict:
+    "The cost block of several networks as one"
+    total = lambda key, runs: sum(r.done["cost"][key] or 0 for r in runs)
+    return dict(parameters=total("parameters", used), multiply_adds=total("multiply_adds", used), training_seconds=total("training_seconds", trained or used), hardware=hardware(),
+                peak_memory_mib=max(r.done["cost"]["peak_memory_mib"] for r in trained or used), predict_images_per_second=1/sum(1/r.done["cost"]["predict_images_per_second"] for r in used))
 
 def average_runs(job: Job, folder: Path):
     "Average the probabilities of the runs named by the method's `parts`; trains those that are missing"
     if job.start is not None: raise ValueError(f"{job.method.name} averages other runs and has no weights to start from: start its parts, {', '.join(job.method.parts)}")
     parts = [run_job(replace(job, method=get_method(name), options=job_options(job.profile, get_method(name)))) for name in job.method.parts]
-    arrays = dict(parts[0].arrays)
-    for key in (k for k in arrays if k.endswith(("_last", "_selected"))):
-        arrays[key] = _logit(np.mean([1/(1 + np.exp(-r.arrays[key].astype(np.float64))) for r in parts], 0)).astype(np.float32)
-    total = lambda k: sum(r.done["cost"][k] or 0 for r in parts)
-    costs = {k: total(k) for k in ("parameters", "multiply_adds", "training_seconds")} | dict(hardware=hardware(), peak_memory_mib=max(r.done["cost"]["peak_memory_mib"] for r in parts))
-    costs["predict_images_per_second"] = 1/sum(1/r.done["cost"]["predict_images_per_second"] for r in parts)
-    finish(job, folder, arrays, parts[0].log.iloc[:0], None, costs, parts=[r.folder.name for r in parts])
+    finish(job, folder, mean_arrays(parts), parts[0].log.iloc[:0], None, joined_cost(parts), parts=[r.folder.name for r in parts])
 
-# %% ../nbs/33_runs.ipynb #bb1f11a1
+# %% ../nbs/33_runs.ipynb #e0aa3f76
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
     "The same images with one attribute"
     t = table.names.index(name)
@@ -273,7 +283,7 @@ def _map(f, items, executor, folder):
     width = max(1, os.cpu_count()//threads) if executor == "local" else len(items)
     return [j.result() for k in range(0, len(items), width) for j in pool.map_array(f, items[k:k + width])]
 
-# %% ../nbs/33_runs.ipynb #f4c963c7
+# %% ../nbs/33_runs.ipynb #b1c345d4
 def _joint_run(job):
     "Step 1 of a chain, the same run as when it is asked for by its own name"
     return run_job(replace(job, method=get_method("g2s_1"), options={k: v for k, v in job.options.items() if k not in ("schemes", "rows")}, asked=None, executor=None))
@@ -296,15 +306,12 @@ def chain_runs(job: Job, folder: Path):
     trained = dict(zip(names, _map(partial(train_attribute, job=job, start=joint.folder if first else None), names, job.executor, Path(job.out))))
     runs, steps = {n: Run(f[-1]) for n, f in trained.items()}, [Run(f) for fs in trained.values() for f in fs] + ([joint] if joint else [])
     last = [*runs.values(), *([joint] if len(names) < len(every) else [])]
-    total = lambda key, rs: sum(r.done["cost"][key] or 0 for r in rs)
-    costs = dict(parameters=total("parameters", last), multiply_adds=total("multiply_adds", last), training_seconds=total("training_seconds", steps), hardware=hardware(),
-                 peak_memory_mib=max(r.done["cost"]["peak_memory_mib"] for r in steps), predict_images_per_second=1/sum(1/r.done["cost"]["predict_images_per_second"] for r in last))
     rest = len(every) - len(names)
-    finish(job, folder, _gather(runs, joint, every), steps[0].log.iloc[:0], None, costs, networks={n: r.folder.name for n, r in runs.items()},
+    finish(job, folder, _gather(runs, joint, every), steps[0].log.iloc[:0], None, joined_cost(last, steps), networks={n: r.folder.name for n, r in runs.items()},
            crops={n: r.config["options"].get("scheme", "a") for n, r in runs.items()}, joint=joint and joint.folder.name, bad_images=steps[0].done["bad_images"],
            note=f"{rest} of {len(every)} attributes have no network of their own; their columns are those of step 1" if rest else "")
 
-# %% ../nbs/33_runs.ipynb #060b74e6
+# %% ../nbs/33_runs.ipynb #37a09a5f
 def _twin(job):
     "The same job under the name of the method with the same model, where the profile leaves no difference"
     if not job.method.same_as or job.asked is None: return None
@@ -342,7 +349,7 @@ def run(
     p = resolve(asked, m)
     return run_job(Job(m, limit_table(table, p.limit), p, seed, parsing, on_bad, {**job_options(p, m), **(options or {})}, Path(out), start, asked, executor))
 
-# %% ../nbs/33_runs.ipynb #6cf18138
+# %% ../nbs/33_runs.ipynb #fbcc2614
 def collect(
     runs: list,               # `Run`s
     which: str = "selected",  # or "last"
@@ -364,7 +371,7 @@ def _vocab_of(r):
     names = tuple(r.config["attributes"])
     return next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), _Names(names))
 
-# %% ../nbs/33_runs.ipynb #f475e8fb
+# %% ../nbs/33_runs.ipynb #4d400f6e
 class _Masks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser, size): super().__init__(); self.parser, self.size = parser, size
@@ -398,7 +405,7 @@ def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), norma
     model.to(memory_format=torch.channels_last)
     return _Whole(model, _extra(r.folder, p)).eval().to(default_device())
 
-# %% ../nbs/33_runs.ipynb #7e71e54a
+# %% ../nbs/33_runs.ipynb #9a0e5b44
 @dataclass
 class Look:
     "How a run looks at a photograph"
@@ -442,7 +449,7 @@ def look_of(r: Run) -> Look:
     schemes = tuple(sorted({*r.done["crops"].values(), *(["a"] if len(r.done["crops"]) < len(c["attributes"]) else [])})) if several else (options.get("scheme", "a"),) if crop else ()
     return Look(size, c["frame"], schemes, several, options.get("border", "replicate"))
 
-# %% ../nbs/33_runs.ipynb #a3d09382
+# %% ../nbs/33_runs.ipynb #363468f9
 def _open(source): return source.convert("RGB") if isinstance(source, Image.Image) else read_image(source, exif=True)
 def _name(source, i): return Path(source).name if isinstance(source, (str, Path)) else f"picture {i}"
 
@@ -490,7 +497,7 @@ class Predictor:
         where = pd.DataFrame(np.column_stack([found.boxes, found.scores]), columns=["x", "y", "width", "height", "score"])
         return where.join(pd.DataFrame(self._ask(views, bs), columns=list(self.names))).rename_axis("face")
 
-# %% ../nbs/33_runs.ipynb #917e089a
+# %% ../nbs/33_runs.ipynb #70fa6a25
 @patch
 def show(self: Predictor, picture, most: int = 14):
     "The picture beside its most decided attributes; returns the figure"

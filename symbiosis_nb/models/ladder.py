@@ -6,7 +6,7 @@
 __all__ = ['ORDERS', 'UNITS', 'FEATURES', 'ABLATION', 'block_counts', 'LadderDecoder', 'to_size', 'ChannelGate', 'SpatialGate',
            'RDAM', 'AttributeClassifier', 'MutualInformation', 'information_loss', 'ScoreFusion', 'Join', 'BLAN']
 
-# %% ../../nbs/16_models.ladder.ipynb #4e5edfda
+# %% ../../nbs/16_models.ladder.ipynb #04d09283
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .backbones import Backbone, backbone as make_backbone, conv_block, scaled
 from .pooling import AttributeModel
 from .position import init_new, known_bce
 
-# %% ../../nbs/16_models.ladder.ipynb #eeab1f82
+# %% ../../nbs/16_models.ladder.ipynb #cf23a773
 def _residual_blocks(cin, cout, n):
     "n basic blocks, the first of which changes the channels with a 1x1 + BN shortcut"
     change = nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout)) if cin != cout else None
@@ -61,7 +61,7 @@ def to_size(x: Tensor, size: tuple) -> Tensor:  # (B,C,h,w) -> (B,C,*size)
     "Nearest upsampling, or nothing when the size is right"
     return x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=tuple(size), mode="nearest")
 
-# %% ../../nbs/16_models.ladder.ipynb #67a564ad
+# %% ../../nbs/16_models.ladder.ipynb #5541f943
 class ChannelGate(nn.Module):
     "How much each channel counts: (B,C,H,W) -> (B,C,1,1) in [0,1] (blan, 3; C/16 from CBAM)"
     def __init__(self, channels: int, reduction: int = 16):
@@ -81,7 +81,7 @@ class SpatialGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(torch.stack([x.mean(1), x.amax(1)], 1))).sigmoid()
 
-# %% ../../nbs/16_models.ladder.ipynb #a97684e0
+# %% ../../nbs/16_models.ladder.ipynb #2ac1fb14
 ORDERS = ("channel-spatial", "spatial-channel", "parallel")
 
 class RDAM(nn.Module):
@@ -108,7 +108,7 @@ class RDAM(nn.Module):
         x, c, s = self.gates(enc, dec)
         return enc + (x * (c + s) / 2 if self.order == "parallel" else x * c * s)
 
-# %% ../../nbs/16_models.ladder.ipynb #5e6bde95
+# %% ../../nbs/16_models.ladder.ipynb #3235d003
 UNITS = ((5, 4, 1/2, 1/4), (3, 2, 1/2, 1/8), (3, 2, 1/2, 1/4), (3, 2, 1/2, 1/2))  # AC1..AC4: kernel, stride, channels after unit 1 and unit 2 as shares
 
 def _conv_unit(cin, cout, kernel, stride=1):
@@ -137,7 +137,7 @@ class AttributeClassifier(nn.Module):
         absent, present = self.fc2(self.drop(self.act(t))).unflatten(1, (-1, 2)).unbind(2)
         return t, present - absent
 
-# %% ../../nbs/16_models.ladder.ipynb #627880c5
+# %% ../../nbs/16_models.ladder.ipynb #ceb9a2f3
 class MutualInformation(nn.Module):
     "LMIM: `(map (B,C,H,W), T (B,L)) -> scalar loss`, with its score network (blan, 5)"
     def __init__(self,
@@ -168,7 +168,7 @@ def information_loss(real: Tensor, fake: Tensor) -> Tensor:  # (B,1,H,W) twice -
     wide = lambda s: s.float() if s.dtype in (torch.float16, torch.bfloat16) else s
     return (F.softplus(-wide(real)) + F.softplus(wide(fake))).mean()
 
-# %% ../../nbs/16_models.ladder.ipynb #25441ca1
+# %% ../../nbs/16_models.ladder.ipynb #41c789d4
 class ScoreFusion(nn.Module):
     "Adaptive score fusion: (B,K,NA) -> (B,NA) (blan, 6)"
     def __init__(self,
@@ -188,7 +188,7 @@ class ScoreFusion(nn.Module):
         w = (self.weight[:-1] + self.weight[-1]).clamp(min=1e-6)
         return w / w.sum(0)
 
-# %% ../../nbs/16_models.ladder.ipynb #aa8d111d
+# %% ../../nbs/16_models.ladder.ipynb #78e539e1
 FEATURES = ("encoder", "decoder", "concat", "attention")
 ABLATION = {  # the paper's Table 4, by its printed names
     "Enc": dict(features="encoder", lmim=False, fusion=False),
@@ -207,7 +207,7 @@ class Join(nn.Module):
     def forward(self, enc: Tensor, dec: Tensor) -> Tensor:
         return self.join(torch.cat([enc, dec], 1))
 
-# %% ../../nbs/16_models.ladder.ipynb #2a9610b2
+# %% ../../nbs/16_models.ladder.ipynb #c780c186
 class BLAN(AttributeModel):
     "Bi-directional ladder attentive network (blan, 2 to 6); raises `ValueError` for a trunk with fewer than three stages or an unknown choice"
     def __init__(self,
@@ -250,7 +250,7 @@ class BLAN(AttributeModel):
 
     joint = False  # a learner sets this: then `forward` gives the loss everything it needs, in training
 
-# %% ../../nbs/16_models.ladder.ipynb #8f57cb76
+# %% ../../nbs/16_models.ladder.ipynb #2eff7310
 @patch
 def ladder(self: BLAN, x: Tensor) -> tuple:  # (B,3,H,W) -> encoder maps (K), decoder maps (K-1, or none), both shallow to deep
     "Up and down once; raises `ValueError` for pictures of another size than the classifiers were built for"
@@ -276,7 +276,7 @@ def per_classifier(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,K,NA)
     "The scores of AC1..AC4, as logits (blan, Figure 3)"
     return torch.stack([c(m)[1] for c, m in zip(self.classifiers, self.read(*self.ladder(x)))], 1)
 
-# %% ../../nbs/16_models.ladder.ipynb #068f3ece
+# %% ../../nbs/16_models.ladder.ipynb #5c7679da
 @patch
 def training_outputs(self: BLAN, x: Tensor) -> tuple:  # prediction (B,NA), scores (B,K,NA), LMIM summed over levels, reconstruction error
     "What the total loss takes"
@@ -291,6 +291,7 @@ def training_outputs(self: BLAN, x: Tensor) -> tuple:  # prediction (B,NA), scor
 
 @patch
 def forward(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,NA), or all training outputs when `joint` and in training
+    "Fused attribute logits; in training, what the loss takes"
     return self.training_outputs(x) if self.joint and self.training else self.fuse(self.per_classifier(x))
 
 @patch
@@ -302,7 +303,7 @@ def loss(self: BLAN, outputs, targets: Tensor) -> Tensor:  # training outputs, o
     total = sum(ce(s) for s in scores.unbind(1)) + alpha * information + beta * error
     return total + gamma * ce(logits) if self.fusion is not None else total
 
-# %% ../../nbs/16_models.ladder.ipynb #f70db232
+# %% ../../nbs/16_models.ladder.ipynb #f87ba782
 @patch
 @torch.no_grad()
 def reconstruct(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,3,H,W), normalised like the input

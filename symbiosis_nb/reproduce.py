@@ -6,7 +6,7 @@
 __all__ = ['PARSING', 'training_part', 'parsing_part', 'tested_on_valid', 'train_all', 'specified', 'unspecified', 'beside_print',
            'parsing_gain', 'averaged', 'parsing_replicates', 'span_row']
 
-# %% ../nbs/51_reproduce.ipynb #c24c494f
+# %% ../nbs/51_reproduce.ipynb #172ff5fc
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,11 +17,13 @@ import pandas as pd
 from . import metrics as M, stats
 from .data.official import hold_out
 from .data.tables import AttributeTable, ParsingTable
+from .inputs import resolve
+from .methods import get_method, make_profile
 from .published import published
 from .report import Card, over_seeds
 from .runs import Run, joined_cost, mean_arrays, run, score
 
-# %% ../nbs/51_reproduce.ipynb #1880b053
+# %% ../nbs/51_reproduce.ipynb #5a762991
 def training_part(
     table: AttributeTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train", which keeps the official validation part for selection
@@ -36,7 +38,7 @@ def training_part(
     notes = [*table.notes, f"trained on the training and validation parts together, but for {int((split == 'valid').sum()):,} samples held out by image for selection"]
     return replace(table, name=f"{table.name}, {train_on}", split=split, notes=notes)
 
-# %% ../nbs/51_reproduce.ipynb #e80d6e92
+# %% ../nbs/51_reproduce.ipynb #b3ce4c5b
 def parsing_part(
     table: ParsingTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train"
@@ -50,17 +52,19 @@ def tested_on_valid(table: ParsingTable) -> ParsingTable:
     if (table.split == "test").any(): return table
     return replace(table, split=np.where(table.split == "valid", "test", table.split), notes=[*table.notes, "parsing is scored on the validation part: there is no other with labels"])
 
-# %% ../nbs/51_reproduce.ipynb #b98bf91a
+# %% ../nbs/51_reproduce.ipynb #251bcbf3
 def train_all(
     names: list,       # of methods
     table: AttributeTable, parsing,
     profile: str, seeds: int,
     folder: str | Path,  # of run folders
+    longer: int = 1,   # factor on every method's epochs
 ) -> list:             # `Run`s
     "Every method with every seed, one line of news each"
     runs = []
     for seed, name in product(range(seeds), names):
-        runs.append(r := run(name, table, profile, seed, folder, parsing))
+        epochs = longer*resolve(make_profile(profile), get_method(name)).recipe.epochs
+        runs.append(r := run(name, table, profile, seed, folder, parsing, epochs=epochs))
         print(f"{name}, seed {seed}: mean AP {r.scores.AP.mean():.3f}", flush=True)
     return runs
 
@@ -84,7 +88,7 @@ def parsing_gain(card: Card) -> pd.DataFrame:
     "Parsing scores of the joint models on the parsing set's test part, where it has one"
     return pd.DataFrame({(card.title(r.method), r.config["seed"]): r.done["parsing"] for r in card.runs if r.done.get("parsing")}).T
 
-# %% ../nbs/51_reproduce.ipynb #edf57569
+# %% ../nbs/51_reproduce.ipynb #1f0fb401
 def averaged(
     parts: list,    # finished runs on one table
     method: str,    # name of the row
@@ -98,7 +102,7 @@ def averaged(
     r.folder = Path(" + ".join(p.folder.name for p in parts))
     return r
 
-# %% ../nbs/51_reproduce.ipynb #b38b3f29
+# %% ../nbs/51_reproduce.ipynb #4021e6fc
 PARSING = ("class_accuracy", "mean_IoU")
 
 def parsing_replicates(

@@ -17,9 +17,11 @@ from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_l
 from symbiosis_nb.core import cache_dir, write_json
 from symbiosis_nb.data import synthetic as S
 from symbiosis_nb.data.tables import read_image
+from symbiosis_nb.methods import PROFILES
 from symbiosis_nb.models.backbones import backbone
 
-SIZE, EPOCHS, BATCH, LR = (80, 64), 6, 64, 4e-3  # the demo profile
+DEMO = PROFILES["demo"]
+SIZE, EPOCHS, BATCH, LR = DEMO.size, DEMO.recipe.epochs, DEMO.recipe.bs, DEMO.recipe.lr
 
 
 class Pooled(nn.Module):

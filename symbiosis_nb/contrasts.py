@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mean', 'mean_scores', 'card_means', 'claims', 'claim_bars', 'Ledger', 'kept_ledger', 'ledger_counts']
 
-# %% ../nbs/52_contrasts.ipynb #460651eb
+# %% ../nbs/52_contrasts.ipynb #978b4eb2
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from . import plot, stats
 from .core import atomic_write
 from .report import HEADLINE, Card, claim_row, over_seeds
 
-# %% ../nbs/52_contrasts.ipynb #2049db82
+# %% ../nbs/52_contrasts.ipynb #9d95e491
 @dataclass
 class Mean:
     "A mean score with its bootstrap replicates, seed by seed"
@@ -59,7 +59,7 @@ def card_means(
     at = None if attributes is None else [card.table.names.index(n) for n in attributes]
     return mean_scores({(r.method, r.config["seed"]): r.predictions() for r in card.runs}, card.runs[0].clusters, metric, at, draw, card.replicates)
 
-# %% ../nbs/52_contrasts.ipynb #601a1df8
+# %% ../nbs/52_contrasts.ipynb #94c9ca79
 def claims(
     rows,            # (text, `Mean`) or (text, `Mean`, kind), a key of `stats.RULES`
     **columns,       # further columns: name=value
@@ -97,7 +97,7 @@ class Ledger:
         with atomic_write(path := Path(folder)/"claims.csv") as tmp: pd.concat(self.frames, ignore_index=True).to_csv(tmp)
         return path
 
-# %% ../nbs/52_contrasts.ipynb #79eadc3f
+# %% ../nbs/52_contrasts.ipynb #3dff298a
 def kept_ledger(
     root: str | Path,    # folder of kept reports, each a folder that ends in what it was measured on: "..._synthetic", "..._sample"
 ) -> pd.DataFrame:       # paper, part, claim, metric, measured_on, data, difference, interval, seeds, verdict, report

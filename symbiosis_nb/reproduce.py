@@ -6,7 +6,7 @@
 __all__ = ['PARSING', 'training_part', 'parsing_part', 'tested_on_valid', 'train_all', 'specified', 'unspecified', 'beside_print',
            'parsing_gain', 'averaged', 'parsing_replicates', 'span_row']
 
-# %% ../nbs/51_reproduce.ipynb #172ff5fc
+# %% ../nbs/51_reproduce.ipynb #b7f323bc
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ from .published import published
 from .report import Card, over_seeds
 from .runs import Run, joined_cost, mean_arrays, run, score
 
-# %% ../nbs/51_reproduce.ipynb #5a762991
+# %% ../nbs/51_reproduce.ipynb #c9e66927
 def training_part(
     table: AttributeTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train", which keeps the official validation part for selection
@@ -38,7 +38,7 @@ def training_part(
     notes = [*table.notes, f"trained on the training and validation parts together, but for {int((split == 'valid').sum()):,} samples held out by image for selection"]
     return replace(table, name=f"{table.name}, {train_on}", split=split, notes=notes)
 
-# %% ../nbs/51_reproduce.ipynb #b3ce4c5b
+# %% ../nbs/51_reproduce.ipynb #8c3f6008
 def parsing_part(
     table: ParsingTable,
     train_on: str = "train+val",   # "train+val" (the paper) or "train"
@@ -52,7 +52,7 @@ def tested_on_valid(table: ParsingTable) -> ParsingTable:
     if (table.split == "test").any(): return table
     return replace(table, split=np.where(table.split == "valid", "test", table.split), notes=[*table.notes, "parsing is scored on the validation part: there is no other with labels"])
 
-# %% ../nbs/51_reproduce.ipynb #251bcbf3
+# %% ../nbs/51_reproduce.ipynb #cf48861c
 def train_all(
     names: list,       # of methods
     table: AttributeTable, parsing,
@@ -88,7 +88,7 @@ def parsing_gain(card: Card) -> pd.DataFrame:
     "Parsing scores of the joint models on the parsing set's test part, where it has one"
     return pd.DataFrame({(card.title(r.method), r.config["seed"]): r.done["parsing"] for r in card.runs if r.done.get("parsing")}).T
 
-# %% ../nbs/51_reproduce.ipynb #1f0fb401
+# %% ../nbs/51_reproduce.ipynb #a0941758
 def averaged(
     parts: list,    # finished runs on one table
     method: str,    # name of the row
@@ -102,7 +102,7 @@ def averaged(
     r.folder = Path(" + ".join(p.folder.name for p in parts))
     return r
 
-# %% ../nbs/51_reproduce.ipynb #4021e6fc
+# %% ../nbs/51_reproduce.ipynb #c1be380b
 PARSING = ("class_accuracy", "mean_IoU")
 
 def parsing_replicates(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mean', 'mean_scores', 'card_means', 'claims', 'claim_bars', 'Ledger', 'kept_ledger', 'ledger_counts']
 
-# %% ../nbs/52_contrasts.ipynb #978b4eb2
+# %% ../nbs/52_contrasts.ipynb #a1f92333
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from . import plot, stats
 from .core import atomic_write
 from .report import HEADLINE, Card, claim_row, over_seeds
 
-# %% ../nbs/52_contrasts.ipynb #9d95e491
+# %% ../nbs/52_contrasts.ipynb #e38f0928
 @dataclass
 class Mean:
     "A mean score with its bootstrap replicates, seed by seed"
@@ -59,7 +59,7 @@ def card_means(
     at = None if attributes is None else [card.table.names.index(n) for n in attributes]
     return mean_scores({(r.method, r.config["seed"]): r.predictions() for r in card.runs}, card.runs[0].clusters, metric, at, draw, card.replicates)
 
-# %% ../nbs/52_contrasts.ipynb #94c9ca79
+# %% ../nbs/52_contrasts.ipynb #5876a3d3
 def claims(
     rows,            # (text, `Mean`) or (text, `Mean`, kind), a key of `stats.RULES`
     **columns,       # further columns: name=value
@@ -87,17 +87,19 @@ class Ledger:
         **columns,    # further columns: one value, or one per row of a metric
     ) -> pd.DataFrame:
         "`claims` under every metric, as a table"
-        columns = {"data": self.data, **columns}
-        frame = pd.concat([claims(r, metric=metric).assign(**columns) for metric, r in rows.items() if r] or [pd.DataFrame()], ignore_index=True)
-        self.frames.append(frame.assign(paper=self.paper))
-        return frame.drop(columns="data", errors="ignore")
+        return self.add(pd.concat([claims(r, metric=metric).assign(**columns) for metric, r in rows.items() if r] or [pd.DataFrame()], ignore_index=True))
+
+    def add(self, frame: pd.DataFrame) -> pd.DataFrame:
+        "Rows that are claims already, as `report.claim_row` makes them; returns them as they came"
+        self.frames.append(frame.assign(paper=self.paper, data=frame.get("data", self.data)))
+        return frame
 
     def write(self, folder: str | Path) -> Path:
         "All claims so far as `claims.csv`"
         with atomic_write(path := Path(folder)/"claims.csv") as tmp: pd.concat(self.frames, ignore_index=True).to_csv(tmp)
         return path
 
-# %% ../nbs/52_contrasts.ipynb #3dff298a
+# %% ../nbs/52_contrasts.ipynb #26600161
 def kept_ledger(
     root: str | Path,    # folder of kept reports, each a folder that ends in what it was measured on: "..._synthetic", "..._sample"
 ) -> pd.DataFrame:       # paper, part, claim, metric, measured_on, data, difference, interval, seeds, verdict, report
@@ -112,8 +114,14 @@ def kept_ledger(
     columns = "paper part claim metric measured_on data difference interval seeds verdict report".split()
     return pd.concat(rows, ignore_index=True).reindex(columns=columns).fillna("") if rows else pd.DataFrame(columns=columns)
 
-def ledger_counts(ledger: pd.DataFrame) -> pd.DataFrame:
-    "Paper x what it was measured on: how many claims hold, do not hold, are open"
+def ledger_counts(
+    ledger: pd.DataFrame,  # from `kept_ledger`
+    metric: str = "AP",
+) -> pd.DataFrame:
+    "Paper x what it was measured on: how many tests hold, do not hold, are open. Where a paper's own notebook was kept, it speaks for the paper, and the side-by-side card, which tests the same claims, does not count"
+    ledger = ledger[ledger.metric == metric]
+    own = (ledger.part != "").groupby([ledger.paper, ledger.measured_on]).transform("any")
+    ledger = ledger[(ledger.part != "") | ~own]
     words = {"holds": "hold", "does not hold": "do not", "cannot tell": "open"}
     say = lambda v: ", ".join(f"{n} {words[k]}" for k, n in v.str.split(":").str[0].value_counts().reindex(list(words), fill_value=0).items())
     return ledger.groupby(["paper", "measured_on"], sort=False).verdict.agg(say).unstack(fill_value="").rename_axis(None, axis=1)

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'DataError', 'seed_everything', 'keep_freed_memory', 'atomic_write', 'write_json', 'read_json', 'digest',
            'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'progress', 'refuse_unknown']
 
-# %% ../nbs/00_core.ipynb #996b530e
+# %% ../nbs/00_core.ipynb #d89184b9
 import ctypes, hashlib, json, os, platform, random, subprocess, sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #42f5d4dd
+# %% ../nbs/00_core.ipynb #f65c51f0
 class DataError(Exception):
     "A fault in given data: the message names the file, line or image, and says what to do"
     def __init__(self,
@@ -28,7 +28,7 @@ class DataError(Exception):
         more = f"\n  … and {len(self.problems) - 10} more" if len(self.problems) > 10 else ""
         super().__init__(message + shown + more)
 
-# %% ../nbs/00_core.ipynb #f9a067a1
+# %% ../nbs/00_core.ipynb #8e5ee6af
 def seed_everything(
     seed: int,  # any non-negative integer
 ):
@@ -43,7 +43,7 @@ def keep_freed_memory():
     except OSError: return
     libc.mallopt(-3, 2**30); libc.mallopt(-1, 2**31 - 1)   # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
-# %% ../nbs/00_core.ipynb #3883e38d
+# %% ../nbs/00_core.ipynb #d065a7b9
 @contextmanager
 def atomic_write(
     path: str | Path,  # the final name; its folder is made
@@ -75,7 +75,7 @@ def read_json(
     except FileNotFoundError: raise DataError(f"{path} is missing") from None
     except ValueError as e: raise DataError(f"{path} is not JSON ({e}): delete it and run again") from None
 
-# %% ../nbs/00_core.ipynb #6b878087
+# %% ../nbs/00_core.ipynb #0aad1ed9
 def _feed(h, x):
     "Feed one value into the hash, with its type, so that 1 and '1' differ"
     if isinstance(x, np.ndarray): h.update(f"nd{x.dtype}{x.shape}".encode()); h.update(np.ascontiguousarray(x).tobytes())
@@ -95,7 +95,7 @@ def digest(
     for x in things: _feed(h, x); h.update(b"|")
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #3dda0378
+# %% ../nbs/00_core.ipynb #55e228d0
 PACKAGES = "symbiosis_nb torch torchvision fastai timm numpy pandas scikit-learn pillow".split()
 
 def _version(name):
@@ -123,7 +123,7 @@ def fingerprint(
     return dict(commit=git_commit(), python=platform.python_version(), hardware=hardware(),
                 packages={p: _version(p) for p in PACKAGES}, **extra)
 
-# %% ../nbs/00_core.ipynb #bdf89187
+# %% ../nbs/00_core.ipynb #7df04c25
 def cache_dir() -> Path:  # `$SYMBIOSIS_CACHE`, else `~/.cache/symbiosis_nb`; created when missing
     "Where generated data sets, pixel stores and weights lie"
     path = Path(os.environ.get("SYMBIOSIS_CACHE") or Path.home()/".cache"/"symbiosis_nb").expanduser()
@@ -142,7 +142,7 @@ def progress(
     "A progress bar on the terminal or in a notebook, gone when it is done"
     return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet())
 
-# %% ../nbs/00_core.ipynb #ca77147b
+# %% ../nbs/00_core.ipynb #f5f99364
 def refuse_unknown(
     namespace: dict,  # `globals()` of the notebook
     known: str,       # names of its parameters, separated by spaces

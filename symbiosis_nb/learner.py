@@ -8,7 +8,7 @@ __all__ = ['OPTIMIZERS', 'attribute_logits', 'MeanScore', 'default_metrics', 'pi
            'half_l1', 'adversarial_learner', 'Sheet', 'Selection', 'Checkpoint', 'distributed', 'process_rank',
            'predict', 'top_losses']
 
-# %% ../nbs/31_learner.ipynb #dfc0d30b
+# %% ../nbs/31_learner.ipynb #47d67dec
 import contextlib, math, os, random
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .methods import Recipe
 
-# %% ../nbs/31_learner.ipynb #e3572cd5
+# %% ../nbs/31_learner.ipynb #3b642527
 def attribute_logits(outputs) -> Tensor:
     "The attribute logits of whatever a model returns: the first of several outputs"
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
@@ -57,7 +57,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #0a89fa21
+# %% ../nbs/31_learner.ipynb #9d146a52
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -87,7 +87,7 @@ def _to_float(x):
     if isinstance(x, dict): return {k: _to_float(v) for k, v in x.items()}
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/31_learner.ipynb #630eb3c1
+# %% ../nbs/31_learner.ipynb #96f3c5a9
 class OwnSGD(Callback):
     "Plain SGD at a fixed rate for the parameters that a model names in `sgd_parameters()`"
     order = 20  # after mixed precision has unscaled the gradients
@@ -96,7 +96,7 @@ class OwnSGD(Callback):
         for p, rate in self.own:
             if p.grad is not None: p.data.add_(p.grad, alpha=-rate); p.grad = None
 
-# %% ../nbs/31_learner.ipynb #3966bbe9
+# %% ../nbs/31_learner.ipynb #0a3cf428
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`"
     first_epoch = 0
@@ -125,7 +125,7 @@ class _Schedule:
     def __init__(self, lrs, factor): self.lrs, self.factor = lrs, factor
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct, 0.), 1.)))
 
-# %% ../nbs/31_learner.ipynb #90061955
+# %% ../nbs/31_learner.ipynb #85cb88fa
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep
     "A model's own parameter groups (`param_groups()`), trainable ones only; anything it forgot goes into the last"
     groups = model.param_groups() if hasattr(model, "param_groups") else [list(model.parameters())]
@@ -172,7 +172,7 @@ def _tensorboard(folder):
     from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, log_preds=False, trace_model=False, projector=False)
 
-# %% ../nbs/31_learner.ipynb #411051b5
+# %% ../nbs/31_learner.ipynb #f1a2a2ae
 class MeanIoU(Metric):
     "Mean IoU over regions, from one confusion matrix over the whole split; 255 does not count"
     def __init__(self, n_regions: int, name: str = "mean_IoU"): self.n, self._name = n_regions, name
@@ -216,7 +216,7 @@ def parsing_scores(
     frame = M.parsing_frame(sum(matrices), regions.names)
     return frame, M.parsing_means(frame), np.stack(matrices)
 
-# %% ../nbs/31_learner.ipynb #6a80d1bb
+# %% ../nbs/31_learner.ipynb #735265c2
 def half_l1(drawn: Tensor, real: Tensor) -> Tensor:
     "Mean absolute difference of pictures in [-1,1], as of pictures in [0,1]"
     return (drawn.float() - real.float()).abs().mean()/2
@@ -244,7 +244,7 @@ class Sheet(Callback):
         image = Image.fromarray(((rows.permute(1, 2, 0) + 1)*127.5).round().clamp(0, 255).byte().numpy())
         with atomic_write(self.file) as tmp: image.save(tmp, "PNG")
 
-# %% ../nbs/31_learner.ipynb #ed7dbd40
+# %% ../nbs/31_learner.ipynb #998728db
 class Selection(Callback):
     "Keep a copy of the weights of the epoch with the best validation score"
     order = 60  # after the recorder
@@ -257,7 +257,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/31_learner.ipynb #5f9f9844
+# %% ../nbs/31_learner.ipynb #6060c75b
 def _rng_state(learn):
     py, np_state = random.getstate(), np.random.get_state()
     return dict(python=[py[0], list(py[1]), py[2]], numpy=[np_state[0], torch.from_numpy(np_state[1].astype(np.int64)), *np_state[2:]],
@@ -282,7 +282,7 @@ def _plain(x):
     if isinstance(x, (np.floating, np.integer)): return x.item()
     return x.detach().cpu().as_subclass(Tensor) if isinstance(x, Tensor) else x
 
-# %% ../nbs/31_learner.ipynb #0a378bdb
+# %% ../nbs/31_learner.ipynb #ea5c839d
 class Checkpoint(Callback):
     "Write the full state after every epoch; go on from it when there is one"
     order = 65  # after `Selection`
@@ -322,7 +322,7 @@ class Checkpoint(Callback):
                 if restore: [setattr(cb, k, restore[k]) for k in keys]
                 return {k: getattr(cb, k) for k in keys}
 
-# %% ../nbs/31_learner.ipynb #bcec99d6
+# %% ../nbs/31_learner.ipynb #8cd5509c
 @contextlib.contextmanager
 def distributed(
     learn: Learner,
@@ -343,7 +343,7 @@ def process_rank() -> tuple:  # rank, number of processes
     "Which of torchrun's processes this is; (0, 1) without torchrun"
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-# %% ../nbs/31_learner.ipynb #c36f7c6d
+# %% ../nbs/31_learner.ipynb #b6bb7090
 @torch.no_grad()
 def predict(
     model: nn.Module,

@@ -8,7 +8,7 @@ __all__ = ['SIX', 'DEMO', 'PROFILES', 'VGG_RECIPE', 'SA_RECIPE', 'METHODS', 'VAR
            'poly', 'inverse', 'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile',
            'fine_tuning', 'Build', 'Method', 'register', 'get_method']
 
-# %% ../nbs/30_methods.ipynb #261d10a6
+# %% ../nbs/30_methods.ipynb #ab7ffc42
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -28,7 +28,7 @@ from .models.specific import JointNet
 from .models.symbiotic import SANet
 from .vocab import AttributeVocab
 
-# %% ../nbs/30_methods.ipynb #e4f84d6b
+# %% ../nbs/30_methods.ipynb #f58fb6c3
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
     "Cosine up from `start`, cosine down to `end` (fastai's `fit_one_cycle`)"
     return combined_cos(warm, start, 1., end)(pct)
@@ -54,7 +54,7 @@ def hold_then_linear(pct: float, hold: float = .5) -> float:
     "The rate as it is, then linear to 0 (abstraction, 3)"
     return min(1., (1 - pct)/(1 - hold))
 
-# %% ../nbs/30_methods.ipynb #1bcc2c03
+# %% ../nbs/30_methods.ipynb #11459f14
 @dataclass(frozen=True)
 class Recipe:
     "How a method is trained: everything but the data and the model"
@@ -69,7 +69,7 @@ class Recipe:
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
     augment: Augment = Augment()    # what happens to pictures in training
 
-# %% ../nbs/30_methods.ipynb #b2288974
+# %% ../nbs/30_methods.ipynb #7359c5ba
 @dataclass(frozen=True)
 class Generator:
     "The network that draws abstraction images, and its training; the defaults are pix2pixHD's (abstraction, 3)"
@@ -135,7 +135,7 @@ def fine_tuning(recipe: Recipe) -> dict:
     "Settings of a run that goes on from a finished one with balanced loss: a third of the epochs at a tenth of the rate; the paper is silent (symbiosis, 2.5)"
     return dict(loss="balanced", epochs=max(1, recipe.epochs//3), lr=recipe.lr/10)
 
-# %% ../nbs/30_methods.ipynb #1dd6843e
+# %% ../nbs/30_methods.ipynb #449c5b7b
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -170,7 +170,7 @@ class Method:
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     note: str = ""                 # what a reader of the table must know
 
-# %% ../nbs/30_methods.ipynb #503ca8f2
+# %% ../nbs/30_methods.ipynb #afeebb88
 VGG_RECIPE = Recipe(lr=1e-2, epochs=20, bs=32, optimizer="sgd", schedule=partial(poly, power=.9, hold=10), wd=5e-4, augment=MIRROR)
 SA_RECIPE = replace(VGG_RECIPE, epochs=10, bs=16)  # 16 pictures of each task
 
@@ -192,7 +192,7 @@ def get_method(name: str) -> Method:
     if found is None: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 
-# %% ../nbs/30_methods.ipynb #8de7bcc3
+# %% ../nbs/30_methods.ipynb #dc939b51
 def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     rows = tuple(("symbiosis", t, printed) for t in tables)
     return Method(name, "symbiosis", title, build, rows, **{**dict(recipe=VGG_RECIPE), **kwargs})
@@ -220,7 +220,7 @@ register(
                needs="parsing", trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE),
 )
 
-# %% ../nbs/30_methods.ipynb #cc4ed063
+# %% ../nbs/30_methods.ipynb #1b32f89b
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, optimizer="plain_adam", schedule=steps, wd=0., augment=MIRROR)
 PSE_RECIPE = Recipe(lr=5e-3, epochs=31, bs=256, optimizer="sgd", schedule=poly, wd=5e-4, augment=replace(MIRROR, shift=15/256))  # 227 of 256 pixels
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
@@ -241,7 +241,7 @@ register(
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
 )
 
-# %% ../nbs/30_methods.ipynb #84f31dca
+# %% ../nbs/30_methods.ipynb #219ea111
 ABSTRACTION_RECIPE = Recipe(lr=1e-3, epochs=6, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4, augment=MIRROR)
 ABSTRACTION_LFWA = dict(backbone="resnet18", size=(224, 224), weights="imagenet", recipe=replace(ABSTRACTION_RECIPE, epochs=8, schedule=partial(steps, at=(.4, .8))))
 
@@ -261,7 +261,7 @@ register(
     _abstraction("dual_path", "Dual path", "Ours", lambda b: _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.options)), needs="abstraction"),
 )
 
-# %% ../nbs/30_methods.ipynb #6bbf5d98
+# %% ../nbs/30_methods.ipynb #29ae1d58
 def _g2s_recipe(epochs, iterations):
     return Recipe(lr=1e-4, epochs=epochs, bs=128, optimizer="sgd", schedule=partial(inverse, iterations=iterations), wd=5e-4, group_lrs=(1, 3, 5, 8), augment=PATCHES)
 

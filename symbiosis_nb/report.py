@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'RULE', 'CLAIMS', 'kind_of', 'data_kind', 'over_seeds', 'Card', 'percent',
            'claim_row', 'figure_html', 'write_html', 'write_tables', 'markdown', 'kept_claims', 'kept_results']
 
-# %% ../nbs/50_report.ipynb #970477b0
+# %% ../nbs/50_report.ipynb #eab120cf
 import base64, html, io
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from .methods import METHODS, VARIANTS
 from .published import golden
 from .runs import Run, score
 
-# %% ../nbs/50_report.ipynb #057f0181
+# %% ../nbs/50_report.ipynb #26737efc
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880), "WIDER": (57_524, 29_179), "Berkeley": (8_035, 4_022)}  # samples, and test samples among them
 
 def kind_of(
@@ -46,7 +46,7 @@ SAYS = dict(
     sample="Measured on a sample, not on the papers' data with their split: the printed numbers are for reference only and nothing here matches or misses them.",
     synthetic="Measured on synthetic pictures: the printed numbers are for reference only and nothing here matches or misses them.")
 
-# %% ../nbs/50_report.ipynb #3ab1dc23
+# %% ../nbs/50_report.ipynb #faed15cc
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
@@ -59,7 +59,7 @@ def over_seeds(
     drawn = np.random.default_rng(seed).integers(0, k, (k, r))
     return values[drawn, np.arange(r)].mean(0)
 
-# %% ../nbs/50_report.ipynb #4e12ea18
+# %% ../nbs/50_report.ipynb #93ba264d
 @dataclass
 class Card:
     "The result card of some methods on one data set"
@@ -127,7 +127,7 @@ class Card:
         "Per-attribute scores of every method"
         return {m: sum(self.scored[which, m, r.config["seed"]] for r in self.of(m))/len(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #3cb389cf
+# %% ../nbs/50_report.ipynb #aa6473d2
 def percent(
     x,           # share of one, or nothing
     digits=2,
@@ -172,7 +172,7 @@ def _printed(self, variant: str | None = None) -> pd.DataFrame:
 
 Card.scores, Card.printed = _scores, _printed
 
-# %% ../nbs/50_report.ipynb #b6aee695
+# %% ../nbs/50_report.ipynb #19951cc6
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
@@ -231,7 +231,7 @@ CLAIMS = (  # what the papers claim: text, first, second, and the kind of claim 
     ("photo and abstraction beat photo (abstraction)", "dual_path", "original"), ("photo beats abstraction alone (abstraction)", "original", "abstraction"),
     ("step 2 adds to step 1 (general_to_specific)", "g2s_12", "g2s_1"), ("step 3 adds to steps 1 and 2 (general_to_specific)", "g2s_123", "g2s_12"))
 
-# %% ../nbs/50_report.ipynb #816da86e
+# %% ../nbs/50_report.ipynb #e98833fe
 def _selection(self) -> pd.DataFrame:
     "Last epoch beside validation-selected; weights chosen on the test part are not kept, so there is no row for them"
     rows = {}
@@ -293,7 +293,7 @@ def _protocol(self) -> pd.DataFrame:
 
 Card.selection, Card.thresholds, Card.balanced, Card.logic, Card.parsing, Card.cost, Card.protocol = _selection, _thresholds, _balanced, _logic, _parsing, _cost, _protocol
 
-# %% ../nbs/50_report.ipynb #4729a4ad
+# %% ../nbs/50_report.ipynb #a045e6ed
 def _printed_attributes(card, method, metric, variant):
     "Heading -> printed numbers per attribute"
     gold = golden(_rows(method), dataset=card.dataset)
@@ -327,7 +327,7 @@ def _limits(self) -> list:
 
 Card.attributes, Card.groups, Card.limits = _attributes, _groups, _limits
 
-# %% ../nbs/50_report.ipynb #326cbfea
+# %% ../nbs/50_report.ipynb #fb38c75a
 _STYLE = """body{font:15px/1.55 system-ui,sans-serif;color:#222;max-width:1120px;margin:2.5em auto;padding:0 1.5em}h1{font-size:1.9em;margin-bottom:.1em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}
 table{border-collapse:collapse;font-size:13px;margin:.8em 0}th,td{padding:.28em .7em;text-align:right;border-bottom:1px solid #eee}th:first-child,td:first-child{text-align:left;white-space:nowrap}thead th{border-bottom:2px solid #999;background:#fafafa}
 tbody tr:hover{background:#f6f8ff}.wrap{overflow-x:auto}.lead{font-size:1.1em;color:#444}.kind{background:#fff6dd;border-left:4px solid #e0a800;padding:.6em 1em;margin:1em 0}figure{margin:1em 0}img{max-width:100%}figcaption,.small{color:#666;font-size:13px}details{margin:1em 0}summary{cursor:pointer;font-weight:600}"""
@@ -344,7 +344,7 @@ def figure_html(fig, caption: str = "") -> str:
     buffer = io.BytesIO(); fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None}); plt.close(fig)
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/50_report.ipynb #a84831c7
+# %% ../nbs/50_report.ipynb #ad6d774e
 def _blocks(card, variant, localisation):
     "(heading, explanation, HTML, folded) of every block that applies"
     seeds = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
@@ -393,7 +393,7 @@ def write_html(
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/50_report.ipynb #bac679c2
+# %% ../nbs/50_report.ipynb #5a4c6c7c
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -412,7 +412,7 @@ def write_tables(
     with atomic_write(Path(folder)/"runs.csv") as tmp: pd.DataFrame(runs).to_csv(tmp, index=False)
     return Path(folder)
 
-# %% ../nbs/50_report.ipynb #9c7ac0df
+# %% ../nbs/50_report.ipynb #36d1e232
 def markdown(frame: pd.DataFrame) -> str:
     "A frame of strings as a Markdown table"
     return "\n".join([f"| {frame.index.name or ''} | " + " | ".join(frame.columns) + " |", "| --- |" + " ---: |"*frame.shape[1], *(f"| {m} | " + " | ".join(r) + " |" for m, r in frame.iterrows())])

@@ -18,7 +18,7 @@ FILES = ["test_official_faults.py", "test_official_parquet.py", "test_official_a
 
 
 class Recorder:
-    "A pytest plugin that notes every DataError or disk error that comes into being while a test runs"
+    "A pytest plugin that notes every DataError that comes into being while a test runs"
     def __init__(self, root): self.root, self.rows, self.said = root, [], []
     def pytest_runtest_setup(self, item): self.said.clear()
     def pytest_runtest_logreport(self, report):

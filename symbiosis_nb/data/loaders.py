@@ -7,7 +7,7 @@ __all__ = ['MEAN', 'STD', 'INPUTS', 'MIRROR', 'PATCHES', 'WIDE', 'Field', 'norma
            'normalize_jittered', 'middle', 'transform', 'GatherDL', 'attribute_targets', 'attribute_loader',
            'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls', 'show_attributes']
 
-# %% ../../nbs/07_data.loaders.ipynb #0ac5acd0
+# %% ../../nbs/07_data.loaders.ipynb #d4fec97e
 import math
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +23,7 @@ from ..core import DataError
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/07_data.loaders.ipynb #417145f4
+# %% ../../nbs/07_data.loaders.ipynb #868fadb6
 MEAN, STD = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])  # of ImageNet, which the published weights expect
 INPUTS = ("image", "picture", "maps")
 
@@ -50,7 +50,7 @@ def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
     "The inverse of `normalize`"
     return ((x.float().cpu()*STD[:, None, None] + MEAN[:, None, None])*255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/07_data.loaders.ipynb #5944e4d7
+# %% ../../nbs/07_data.loaders.ipynb #5605eec7
 @dataclass(frozen=True)
 class Augment:
     "Random mirror, shift, scale, rotation and colour for a batch; every value is a range around doing nothing"
@@ -130,7 +130,7 @@ def transform(
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return normalize_jittered(x, how["colour"]) if f.kind == "image" else normalize(x)
 
-# %% ../../nbs/07_data.loaders.ipynb #73c0c949
+# %% ../../nbs/07_data.loaders.ipynb #0a0c55b4
 class GatherDL(DataLoader):
     "A fastai `DataLoader` whose batch is one gather per field; inputs come first, then targets"
     def __init__(self,
@@ -167,7 +167,7 @@ class GatherDL(DataLoader):
         how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
         return tuple(transform(f, x, how) for f, x in zip(self.fields, b))
 
-# %% ../../nbs/07_data.loaders.ipynb #1588f311
+# %% ../../nbs/07_data.loaders.ipynb #f09ea630
 def attribute_targets(
     table: AttributeTable,
 ) -> np.ndarray:  # (N, NA) float32: 0, 1, or NaN where unknown
@@ -204,7 +204,7 @@ def attribute_dls(
     valid = attribute_loader(table, inputs, "valid" if has_valid else "train", 2*bs, ok=ok, **kwargs)
     return DataLoaders(train, valid)
 
-# %% ../../nbs/07_data.loaders.ipynb #b9813987
+# %% ../../nbs/07_data.loaders.ipynb #c9750c94
 def parsing_loader(
     table: ParsingTable,
     inputs: list,
@@ -251,7 +251,7 @@ class MixedDL(GatherDL):
 
     def __len__(self): return super().__len__() + (0 if self.shuffle or self.parsing is None else len(self.parsing))
 
-# %% ../../nbs/07_data.loaders.ipynb #ee61ae1e
+# %% ../../nbs/07_data.loaders.ipynb #fd804af7
 def mixed_dls(
     table: AttributeTable, image: Field, parsing: ParsingTable, parsing_image: Field, labels,
     bs: int = 32,            # attribute pictures per batch; as many parsing pictures come beside them
@@ -269,7 +269,7 @@ def mixed_dls(
         return dl
     return DataLoaders(one("train", True), one("valid", False))
 
-# %% ../../nbs/07_data.loaders.ipynb #7ab44c5c
+# %% ../../nbs/07_data.loaders.ipynb #39bc11c9
 def _pictures(x, n, cols):
     n = min(n, len(x)); rows = math.ceil(n/cols)
     fig, axes = plt.subplots(rows, cols, figsize=(cols*2.1, rows*2.9), squeeze=False)
@@ -299,7 +299,7 @@ def show_attributes(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/07_data.loaders.ipynb #17b98c4c
+# %% ../../nbs/07_data.loaders.ipynb #e0bab372
 def _show_batch(self, b=None, max_n=8, **kwargs):
     "Show pictures of a batch with their attributes"
     b = self.one_batch() if b is None else b

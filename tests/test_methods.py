@@ -1,17 +1,19 @@
-"One contract for every registered method: shapes, gradients to every parameter, `where` in range, save and load, a smoke run."
+"One contract for every registered method: shapes, gradients to every parameter, `where` in range, save and load, resume, ONNX, a smoke run."
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from symbiosis_nb.core import seed_everything
+from symbiosis_nb.core import DataError, seed_everything
 from symbiosis_nb.data.loaders import attribute_loader
 from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.inputs import Job, limit_table, prepare, resolve
-from symbiosis_nb.learner import attribute_logits, attribute_learner, predict
+from symbiosis_nb.learner import Checkpoint, attribute_logits, attribute_learner, predict
 from symbiosis_nb.methods import METHODS, get_method, make_profile
 from symbiosis_nb.published import PAPERS, golden
-from symbiosis_nb.runs import build_model, run
+from symbiosis_nb.runs import Predictor, build_model, run
 
 torch.set_num_threads(2)
 TRAINED = [m for m in METHODS.values() if m.build]
@@ -74,3 +76,34 @@ def test_smoke_run_and_weights(m, data):
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
     again, _ = predict(model, attribute_loader(job.table, ready.fields, "test", 2*job.profile.recipe.bs, ok=ready.ok), job.profile.precision)
     assert np.array_equal(again, logits)
+
+
+@pytest.mark.parametrize("m", TRAINED, ids=lambda m: m.name)
+def test_resume(m, data, tmp_path, monkeypatch):
+    table, parsing, out = data
+    train = lambda where: run(m.name, table, "smoke", out=where, parsing=parsing, epochs=2)
+    whole, after = train(out), Checkpoint.after_epoch
+    for helper in [*out.glob("parser-*"), *out.glob("generator-*")]: shutil.copytree(helper, tmp_path/helper.name)
+    def cut(self): after(self); raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "after_epoch", cut)
+        with pytest.raises(KeyboardInterrupt): train(tmp_path)
+    assert (tmp_path/whole.folder.name/"checkpoint.pt").is_file() and not (tmp_path/whole.folder.name/"done.json").exists()
+    again = train(tmp_path)
+    assert again.arrays.keys() == whole.arrays.keys() and again.log.equals(whole.log)
+    for k, v in whole.arrays.items(): assert np.array_equal(again.arrays[k], v, equal_nan=v.dtype.kind == "f"), k
+
+
+@pytest.mark.parametrize("m", TRAINED, ids=lambda m: m.name)
+def test_onnx(m, data, tmp_path):
+    table, parsing, out = data
+    r, photos = run(m.name, table, "smoke", out=out, parsing=parsing), table.paths[:3]
+    if m.needs == "boxes":
+        with pytest.raises(DataError, match="needs landmarks with every picture"): Predictor.load(r.folder)
+        return
+    ask = Predictor.load(r.folder)
+    if m.needs == "crop":
+        with pytest.raises(ValueError, match="ONNX cannot cut"): ask.to_onnx(tmp_path/"model.onnx")
+        return
+    back = Predictor.load(ask.to_onnx(tmp_path/"model.onnx"))
+    np.testing.assert_allclose(back(photos), ask(photos), atol=1e-4)

@@ -99,7 +99,7 @@ class Ledger:
         with atomic_write(path := Path(folder)/"claims.csv") as tmp: pd.concat(self.frames, ignore_index=True).to_csv(tmp)
         return path
 
-# %% ../nbs/52_contrasts.ipynb #26600161
+# %% ../nbs/52_contrasts.ipynb #85e31035
 def kept_ledger(
     root: str | Path,    # folder of kept reports, each a folder that ends in what it was measured on: "..._synthetic", "..._sample"
 ) -> pd.DataFrame:       # paper, part, claim, metric, measured_on, data, difference, interval, seeds, verdict, report
@@ -118,10 +118,8 @@ def ledger_counts(
     ledger: pd.DataFrame,  # from `kept_ledger`
     metric: str = "AP",
 ) -> pd.DataFrame:
-    "Paper x what it was measured on: how many tests hold, do not hold, are open. Where a paper's own notebook was kept, it speaks for the paper, and the side-by-side card, which tests the same claims, does not count"
-    ledger = ledger[ledger.metric == metric]
-    own = (ledger.part != "").groupby([ledger.paper, ledger.measured_on]).transform("any")
-    ledger = ledger[(ledger.part != "") | ~own]
+    "Paper x what it was measured on: how many tests hold, do not hold, are open. A difference that two reports show, the side-by-side card and the paper's own notebook, counts once"
+    ledger = ledger[ledger.metric == metric].drop_duplicates(["paper", "measured_on", "difference", "interval"])
     words = {"holds": "hold", "does not hold": "do not", "cannot tell": "open"}
     say = lambda v: ", ".join(f"{n} {words[k]}" for k, n in v.str.split(":").str[0].value_counts().reindex(list(words), fill_value=0).items())
     return ledger.groupby(["paper", "measured_on"], sort=False).verdict.agg(say).unstack(fill_value="").rename_axis(None, axis=1)

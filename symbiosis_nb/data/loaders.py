@@ -44,7 +44,7 @@ class Field:
 def normalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W), 0 to 255 -> float
     "Scale to [0, 1] and normalise with ImageNet's mean and deviation"
     scale, shift = (1/(255*STD)).to(x.device), (MEAN/STD).to(x.device)
-    return (x.contiguous().float()*scale[:, None, None]).sub_(shift[:, None, None])   # plane by plane: seven times as fast as pixel by pixel
+    return (x.to(torch.float32, memory_format=torch.contiguous_format)*scale[:, None, None]).sub_(shift[:, None, None])   # plane by plane: seven times as fast as pixel by pixel
 
 def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
     "The inverse of `normalize`"
@@ -76,10 +76,10 @@ PATCHES = replace(MIRROR, shift=8/240)                                # any 224 
 WIDE = Augment(shift=.08, scale=.15, rotate=8.)                       # for networks that must know faces of any framing
 
 def _grid(theta, size):  # sampling grid (B, H, W, 2) for maps of the given height and width
-    "torch's affine_grid (align_corners=False) by broadcasting, several times as fast"
+    "torch's affine_grid (align_corners=False): a place is a complex number, so that one broadcast sum makes both coordinates"
     y, x = (((torch.arange(n, device=theta.device)*2 + 1)/n - 1) for n in size)
-    m = theta[..., None, None]
-    return torch.stack([m[:, i, 0]*x + m[:, i, 1]*y[:, None] + m[:, i, 2] for i in (0, 1)], -1)
+    across, down, middle = torch.view_as_complex(theta.mT.contiguous()).unbind(1)
+    return torch.view_as_real((down[:, None]*y + middle[:, None])[:, :, None] + (across[:, None]*x)[:, None])
 
 def normalize_jittered(
     x: torch.Tensor,       # (B, 3, H, W) float, 0 to 255
@@ -119,7 +119,7 @@ def transform(
     "Bring one gathered column into the form the model sees, moved as `how` says"
     if f.kind == "target": return x
     picture = f.kind in ("image", "picture")
-    x = x.contiguous().float() if picture else x.float()/255 if f.kind == "maps" else x.long()
+    x = x.to(torch.float32, memory_format=torch.contiguous_format) if picture else x.float()/255 if f.kind == "maps" else x.long()
     size = f.crop or x.shape[-2:]
     if how is None: return normalize(middle(x, size)) if picture else middle(x, size)
     grid = _grid(_part(how["theta"], size, x.shape[-2:]), size)

@@ -144,11 +144,14 @@ def difference_bars(
 VERDICTS = {"holds": "#1b7837", "does not hold": "#b2182b", "cannot tell": "#888888"}
 
 def claim_forest(
-    ledger: pd.DataFrame,  # columns claim, measured_on, difference, interval, verdict, as `contrasts.kept_ledger` has them
+    ledger: pd.DataFrame,  # columns claim, measured_on, data, difference, interval, verdict, as `contrasts.kept_ledger` has them
 ):
     "Differences with their intervals, claim by claim, coloured by verdict: the first set's marks are filled, the second's open"
+    usual = ledger.groupby("measured_on").data.transform(lambda d: d.mode()[0])   # a claim tested on another set too gets a row with that set's name
+    again = (ledger.groupby(["claim", "measured_on"]).data.transform("nunique") > 1) & (ledger.data != usual)
+    ledger = ledger.assign(claim=ledger.claim.where(~again, ledger.claim + ", " + ledger.data))
     claims, sets = list(dict.fromkeys(ledger.claim)), sorted(ledger.measured_on.unique())
-    fig, ax = plt.subplots(figsize=(7.5, .26*len(claims) + 1.1), layout="constrained")
+    fig, ax = plt.subplots(figsize=(8, .26*len(claims) + 1.1), layout="constrained")
     ax.axvline(0, color="grey", lw=.8)
     for row in ledger.itertuples():
         k, colour = sets.index(row.measured_on), VERDICTS[row.verdict.split(":")[0]]

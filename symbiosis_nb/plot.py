@@ -117,13 +117,12 @@ def reliability(
     predictions: dict,   # method -> (logits, labels, known)
 ):
     "Reliability: how frequently an answer with a given confidence is right, pooled over attributes"
-    fig, ax = plt.subplots(figsize=(3.6, 3.2))
-    ax.plot([0, 1], [0, 1], color="grey", lw=.8, ls=":")
+    fig, ax = plt.subplots(figsize=(6.2, 3.2), layout="constrained")
+    ax.plot([0, 1], [0, 1], color="grey", lw=.8, ls=":"); ax.set_box_aspect(1)
     for (name, args), c in zip(predictions.items(), colours(predictions).values()):
         cal = M.calibration(*args)
         ax.plot(cal["confidence"], cal["frequency"], "o-", ms=3, lw=1, color=c, label=f"{name} (ECE {np.nanmean(cal['ece']):.3f})")
     ax.set(xlabel="predicted probability", ylabel="share of positives"); ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=7)
-    fig.tight_layout()
     return fig
 
 # %% ../nbs/41_plot.ipynb #b2b0f01c
@@ -132,12 +131,11 @@ def difference_bars(
     unit: str = "mean AP (points)",
 ):
     "Paired differences with their 95 % intervals"
-    fig, ax = plt.subplots(figsize=(6.5, .3*len(frame) + .9))
+    fig, ax = plt.subplots(figsize=(6.5, .3*len(frame) + .9), layout="constrained")
     y = np.arange(len(frame))[::-1]
     ax.axvline(0, color="grey", lw=.8)
     ax.errorbar(100*frame.difference, y, xerr=100*np.abs(np.stack([frame.difference - frame.low, frame.high - frame.difference])), fmt="o", ms=4, color="black", lw=1, capsize=2)
     ax.set_yticks(y, frame.index, fontsize=8); ax.set_xlabel(f"difference in {unit}")
-    fig.tight_layout()
     return fig
 
 # %% ../nbs/41_plot.ipynb #eccfb293

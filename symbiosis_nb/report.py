@@ -69,6 +69,7 @@ class Card:
     baseline: str = "avg_pool"
     fine_tuned: tuple = ()     # the same methods and seeds, each gone on from its run with balanced loss (`methods.fine_tuning`)
     dataset: str = "CelebA"    # whose printed numbers stand beside: CelebA, LFWA, WIDER_Attribute, Berkeley_Attributes_of_People
+    claimed: tuple = ()        # what the papers claim of these runs, rows as in `CLAIMS`; default `CLAIMS`
 
     @property
     def methods(self) -> list: return list(dict.fromkeys(r.method for r in self.runs))
@@ -209,10 +210,10 @@ def claim_row(
     "One row of a table of claims, in points"
     return dict(claim=text, difference=f"{100*d['difference']:+.2f}", interval=_span(d["low"], d["high"]), seeds=d["seeds"], verdict=stats.verdict(d["low"], d["high"], kind, gap=d["smallest_gap"]))
 
-def _claims(self, claims, metric: str = "AP") -> pd.DataFrame:
+def _claims(self, claims=None, metric: str = "AP") -> pd.DataFrame:
     "One row per claim `(text, first, second)` or `(text, first, second, kind)`, a key of `stats.RULES`: difference, interval, verdict"
     rows = []
-    for text, a, b, *kind in claims:
+    for text, a, b, *kind in claims or self.claimed or CLAIMS:
         if a not in self.methods or b not in self.methods: continue
         rows.append(claim_row(text, self.difference(a, b, metric), *kind))
     return pd.DataFrame(rows)
@@ -355,7 +356,7 @@ def _blocks(card, variant, localisation):
         comparison = card.comparisons()
         shown = comparison.assign(**{c: [percent(v) for v in comparison[c]] for c in ("difference", "low", "high", "smallest_gap")})
         yield "Against the baseline", f"Mean AP. {COMPARED} Intervals resample {card.covers}.", _table_html(shown) + figure_html(plot.difference_bars(comparison.astype(dict(difference=float, low=float, high=float)))), False
-    if len(claims := card.claims(CLAIMS)): yield "The papers' claims", f"Mean AP. {RULE} Intervals resample {card.covers}.", _table_html(claims.set_index("claim")), False
+    if len(claims := card.claims()): yield "The papers' claims", f"Mean AP. {RULE} Intervals resample {card.covers}.", _table_html(claims.set_index("claim")), False
     printed = card.printed(variant)
     if len(printed): yield "Beside the papers", SAYS[card.kind], _table_html(printed.set_index("method")), False
     yield "Per attribute", "Average precision; the grey mark is the prevalence, which a constant answer gets. Starred attributes are a matter of taste.", figure_html(plot.attribute_dots(frames, floor=M.reference_frame(labels, known, card.runs[0].arrays["train_prevalence"], card.table.vocab).AP)), False
@@ -401,7 +402,7 @@ def write_tables(
     localisation: tuple | None = None,
 ) -> Path:
     "Every block of a card as CSV, with the runs it was made from"
-    blocks = dict(scores=card.scores(), balanced=card.balanced(), comparisons=card.comparisons(), claims=card.claims(CLAIMS), printed=card.printed(variant), selection=card.selection(), thresholds=card.thresholds(),
+    blocks = dict(scores=card.scores(), balanced=card.balanced(), comparisons=card.comparisons(), claims=card.claims(), printed=card.printed(variant), selection=card.selection(), thresholds=card.thresholds(),
                   parsing=card.parsing(), cost=card.cost(), protocol=card.protocol(), groups_AP=card.groups(), **{f"attributes_{m}": card.attributes(m, True, variant) for m in HEADLINE},
                   **dict(zip(("localisation", "localisation_attributes"), localisation or ())))
     for name, frame in blocks.items():

@@ -1,4 +1,5 @@
 "The library and its notebooks agree; notebooks are clean and parameterised; nothing is in git that must not be."
+import ast
 import json
 import re
 import shutil
@@ -52,6 +53,8 @@ def test_reproduction_notebook(path):
     known = set(re.search(r'refuse_unknown\(globals\(\), "([^"]+)"', "".join(code[1]["source"])).group(1).split())
     assigned = set(re.findall(r"(?m)^(\w+): ", "".join(code[0]["source"])))
     assert known == assigned, "the parameters cell and refuse_unknown must name the same parameters"
+    stored = lambda c: {n.id for n in ast.walk(ast.parse("".join(c["source"]))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assert not (again := known & set().union(*map(stored, code[1:]))), f"a parameter means what was asked for to the end; {again} is assigned again"
     assert not any(c["outputs"] for c in code), "sources are kept without outputs; executed notebooks live in reports/"
     assert not any("#| export" in "".join(c["source"]) or re.search(r"(?m)^(def|class) ", "".join(c["source"])) for c in code)
 

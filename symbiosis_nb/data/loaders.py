@@ -41,10 +41,14 @@ class Field:
         x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         return x.permute(0, 3, 1, 2) if self.kind in ("image", "picture") else x
 
+def _planes(x):  # pictures as gathered, pixel by pixel -> float, plane by plane
+    "Both in one pass; what follows is seven times as fast on planes as on pixels"
+    return x.to(torch.float32, memory_format=torch.contiguous_format)
+
 def normalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W), 0 to 255 -> float
     "Scale to [0, 1] and normalise with ImageNet's mean and deviation"
     scale, shift = (1/(255*STD)).to(x.device), (MEAN/STD).to(x.device)
-    return (x.to(torch.float32, memory_format=torch.contiguous_format)*scale[:, None, None]).sub_(shift[:, None, None])   # plane by plane: seven times as fast as pixel by pixel
+    return (_planes(x)*scale[:, None, None]).sub_(shift[:, None, None])
 
 def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
     "The inverse of `normalize`"
@@ -119,7 +123,7 @@ def transform(
     "Bring one gathered column into the form the model sees, moved as `how` says"
     if f.kind == "target": return x
     picture = f.kind in ("image", "picture")
-    x = x.to(torch.float32, memory_format=torch.contiguous_format) if picture else x.float()/255 if f.kind == "maps" else x.long()
+    x = _planes(x) if picture else x.float()/255 if f.kind == "maps" else x.long()
     size = f.crop or x.shape[-2:]
     if how is None: return normalize(middle(x, size)) if picture else middle(x, size)
     grid = _grid(_part(how["theta"], size, x.shape[-2:]), size)

@@ -74,12 +74,6 @@ class Card:
     @property
     def methods(self) -> list: return list(dict.fromkeys(r.method for r in self.runs))
     def of(self, method) -> list: return [r for r in self.runs if r.method == method]
-    def pairs(self, a, b) -> list:
-        "The runs of two methods, paired by seed; raises `ValueError` when they share none"
-        other = {r.config["seed"]: r for r in self.of(b)}
-        found = [(r, other[r.config["seed"]]) for r in self.of(a) if r.config["seed"] in other]
-        if not found: raise ValueError(f"{a} and {b} have no seed in common: run both with the same seeds")
-        return found
     def title(self, method) -> str:
         found, done = METHODS.get(method) or VARIANTS.get(method), next((r.done for r in self.of(method)), {})
         own = len(done["networks"]) if done.get("note") and "networks" in done else None   # a chain that left attributes to its first step
@@ -174,6 +168,13 @@ def _printed(self, variant: str | None = None) -> pd.DataFrame:
 Card.scores, Card.printed = _scores, _printed
 
 # %% ../nbs/50_report.ipynb #19951cc6
+def _pairs(self, a, b) -> list:
+    "The runs of two methods, paired by seed; raises `ValueError` when they share none"
+    other = {r.config["seed"]: r for r in self.of(b)}
+    found = [(r, other[r.config["seed"]]) for r in self.of(a) if r.config["seed"] in other]
+    if not found: raise ValueError(f"{a} and {b} have no seed in common: run both with the same seeds")
+    return found
+
 def _difference(self, a: str, b: str, metric: str = "AP") -> dict:
     "Paired difference a - b over people and seeds (seeds paired where both have the same)"
     seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
@@ -218,7 +219,7 @@ def _claims(self, claims=None, metric: str = "AP") -> pd.DataFrame:
         rows.append(claim_row(text, self.difference(a, b, metric), *kind))
     return pd.DataFrame(rows)
 
-Card.difference, Card.comparisons, Card.claims = _difference, _comparisons, _claims
+Card.pairs, Card.difference, Card.comparisons, Card.claims = _pairs, _difference, _comparisons, _claims
 
 RULE = "Paired differences in points, first minus second. " + " ".join(f"'{kind}' {rule}." for kind, rule in stats.RULES.items())
 

@@ -339,11 +339,13 @@ def region_masks(job: Job) -> Field:
 # %% ../nbs/32_inputs.ipynb #8b334bf7
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
-    def after_batch(self, b):
-        photo, target, *swapped = (x.float()/127.5 - 1 for x in b)
-        if not self.augment: return photo, target
-        mirror = (torch.rand(len(photo)) < self.augment.flip).to(photo.device)[:, None, None, None]
-        return torch.where(mirror, photo.flip(-1), photo), torch.where(mirror, swapped[0].flip(-1), target)
+    def plan(self, b):
+        mirror = (torch.rand(len(b[0])) < self.augment.flip).to(b[0].device)[:, None, None, None] if self.augment else None
+        def make():
+            photo, target, *swapped = (x.float()/127.5 - 1 for x in b)
+            if mirror is None: return photo, target
+            return torch.where(mirror, photo.flip(-1), photo), torch.where(mirror, swapped[0].flip(-1), target)
+        return make
 
 def label_landmarks(
     label: np.ndarray,  # (H, W), Helen's numbers

@@ -369,5 +369,5 @@ def top_losses(
     loss = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(targets).nan_to_num(), reduction="none")
     worst = (loss*~torch.tensor(targets).isnan()).sum(1).argsort(descending=True)[:n]
     rows = [list(dl.dataset)[i] for i in worst]
-    b = dl.after_batch(dl.create_batch(rows))
+    b = dl.plan(dl.create_batch(rows))()
     return show_attributes(b[0], b[dl.n_inp], dl.vocab.names, torch.tensor(logits)[worst], max_n=n)

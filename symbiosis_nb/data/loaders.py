@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'INPUTS', 'MIRROR', 'PATCHES', 'WIDE', 'Field', 'normalize', 'denormalize', 'Augment',
-           'normalize_jittered', 'middle', 'transform', 'GatherDL', 'attribute_targets', 'attribute_loader',
+           'normalize_jittered', 'middle', 'transform', 'Ahead', 'GatherDL', 'attribute_targets', 'attribute_loader',
            'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls', 'show_attributes']
 
 # %% ../../nbs/07_data.loaders.ipynb #d4fec97e
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -134,6 +137,26 @@ def transform(
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return normalize_jittered(x, how["colour"]) if f.kind == "image" else normalize(x)
 
+# %% ../../nbs/07_data.loaders.ipynb #a6359b55
+@cache
+def _spare():
+    "A thread that runs only while a core is idle; None where the system has no such threads (it is Linux's SCHED_IDLE)"
+    if not hasattr(os, "SCHED_IDLE"): return None
+    thread = ThreadPoolExecutor(1, "ahead")
+    try: thread.submit(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0)).result()
+    except OSError: return None
+    return thread
+
+class Ahead:
+    "The result of `work()`, begun now if a core is idle, and finished by whoever calls first"
+    def __init__(self, work, begin: bool = True):
+        self.work, self.begun = work, _spare().submit(work) if begin and _spare() else None
+
+    def __call__(self):
+        if self.begun and self.begun.done(): return self.begun.result()
+        if self.begun: self.begun.cancel()
+        return self.work()
+
 # %% ../../nbs/07_data.loaders.ipynb #0a0c55b4
 class GatherDL(DataLoader):
     "A fastai `DataLoader` whose batch is one gather per field; inputs come first, then targets"
@@ -167,9 +190,20 @@ class GatherDL(DataLoader):
     def do_batch(self, rows): return self.create_batch(rows)
     def create_batch(self, rows): return tuple(f.gather(rows) for f in self.fields)
 
-    def after_batch(self, b):
+    def plan(self, b):
+        "Draw what is random about a gathered batch; what is returned makes the batch, at any time and on any thread"
         how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
-        return tuple(transform(f, x, how) for f, x in zip(self.fields, b))
+        return lambda: tuple(transform(f, x, how) for f, x in zip(self.fields, b))
+
+    def after_batch(self, b): return Ahead(self.plan(b), begin=b[0].device.type == "cpu")
+
+    def __iter__(self):
+        "Batches; each is begun while the model works on the one before"
+        now = None
+        for coming in super().__iter__():
+            if now: yield now()
+            now = coming
+        if now: yield now()
 
 # %% ../../nbs/07_data.loaders.ipynb #f09ea630
 def attribute_targets(
@@ -233,25 +267,31 @@ class MixedDL(GatherDL):
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **merge(dict(parsing=self.parsing), kwargs))
 
+    def _blank(self, x): return torch.full((len(x), *self.parsing.fields[-1].store.shape[-2:]), IGNORE, dtype=torch.long, device=x.device)
+    def _empty(self, x): return torch.full((len(x), self.fields[-1].store.shape[-1]), math.nan, device=x.device)
+
+    def plan(self, b):
+        own, other = super().plan(b), self._next_parsing() if self.shuffle else None
+        def make():
+            x, y = own()
+            if other is None: return x, y, self._blank(x)
+            xs, ys = other()
+            return torch.cat([x, xs]), torch.cat([y, self._empty(xs)]), torch.cat([self._blank(x), ys])
+        return make
+
     def __iter__(self):
-        label, target = self.parsing.fields[-1], self.fields[-1]
-        blank = lambda x: torch.full((len(x), *label.store.shape[-2:]), IGNORE, dtype=torch.long, device=x.device)
-        empty = lambda x: torch.full((len(x), target.store.shape[-1]), math.nan, device=x.device)
-        for x, y in super().__iter__():
-            if not self.shuffle: yield x, y, blank(x); continue
-            xs, ys = self._next_parsing()
-            yield torch.cat([x, xs]), torch.cat([y, empty(xs)]), torch.cat([blank(x), ys])
+        yield from super().__iter__()
         if not self.shuffle:
-            for xs, ys in self.parsing: yield xs, empty(xs), ys
+            for xs, ys in self.parsing: yield xs, self._empty(xs), ys
 
     def _next_parsing(self):
-        "The next training batch of the parsing set, going round it again and again"
+        "A plan for the next training batch of the parsing set, going round it again and again"
         p, (rank, processes) = self.parsing, self.share or (0, 1)
         need = self.bs*processes
         while len(self.pool) < need: self.pool += self.rng.sample(list(p.dataset), len(p.dataset))
         rows, self.pool = self.pool[:need][rank::processes], self.pool[need:]
         b = p.create_batch(rows)
-        return p.after_batch(tuple(t.to(self.device) for t in b) if self.device is not None else b)
+        return p.plan(tuple(t.to(self.device) for t in b) if self.device is not None else b)
 
     def __len__(self): return super().__len__() + (0 if self.shuffle or self.parsing is None else len(self.parsing))
 

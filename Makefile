@@ -36,12 +36,12 @@ readme: install  ## README.md from nbs/index.ipynb
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove_cell --TagRemovePreprocessor.remove_input_tags=remove_input \
 	  --NbConvertApp.output_files_dir=nbs/images
 
-install: $(VENV)/installed
+install: $(VENV)/installed  ## modules are compiled when first imported: most never are, and pip would take a minute for them
 
 $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(CONSTRAINTS) torch torchvision
-	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-compile $(CONSTRAINTS) torch torchvision
+	$(BIN)/python -m pip install -q --no-compile $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 clean:  ## generated files in the working tree; the cache folder stays

@@ -148,13 +148,13 @@ def _spare():
     return thread
 
 class Ahead:
-    "The result of `work()`, begun now if a core is idle, and finished by whoever calls first"
+    "The result of `work()`: begun now on an idle core; when it is not there in time, whoever calls does the work"
     def __init__(self, work, begin: bool = True):
         self.work, self.begun = work, _spare().submit(work) if begin and _spare() else None
 
     def __call__(self):
         if self.begun and self.begun.done(): return self.begun.result()
-        if self.begun: self.begun.cancel()
+        if self.begun: self.begun.cancel(); self.begun = None
         return self.work()
 
 # %% ../../nbs/07_data.loaders.ipynb #0a0c55b4
@@ -267,22 +267,22 @@ class MixedDL(GatherDL):
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **merge(dict(parsing=self.parsing), kwargs))
 
-    def _blank(self, x): return torch.full((len(x), *self.parsing.fields[-1].store.shape[-2:]), IGNORE, dtype=torch.long, device=x.device)
-    def _empty(self, x): return torch.full((len(x), self.fields[-1].store.shape[-1]), math.nan, device=x.device)
+    def _no_labels(self, x): return torch.full((len(x), *self.parsing.fields[-1].store.shape[-2:]), IGNORE, dtype=torch.long, device=x.device)
+    def _no_targets(self, x): return torch.full((len(x), self.fields[-1].store.shape[-1]), math.nan, device=x.device)
 
     def plan(self, b):
         own, other = super().plan(b), self._next_parsing() if self.shuffle else None
         def make():
             x, y = own()
-            if other is None: return x, y, self._blank(x)
+            if other is None: return x, y, self._no_labels(x)
             xs, ys = other()
-            return torch.cat([x, xs]), torch.cat([y, self._empty(xs)]), torch.cat([self._blank(x), ys])
+            return torch.cat([x, xs]), torch.cat([y, self._no_targets(xs)]), torch.cat([self._no_labels(x), ys])
         return make
 
     def __iter__(self):
         yield from super().__iter__()
         if not self.shuffle:
-            for xs, ys in self.parsing: yield xs, self._empty(xs), ys
+            for xs, ys in self.parsing: yield xs, self._no_targets(xs), ys
 
     def _next_parsing(self):
         "A plan for the next training batch of the parsing set, going round it again and again"

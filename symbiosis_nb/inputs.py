@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BOXES', 'NO_FACE', 'PARSER_FILES', 'PARSERS', 'GENERATOR_FILES', 'NEEDS', 'Job', 'resolve', 'job_options', 'square',
            'limit_table', 'pictures', 'box_masks', 'detected_faces', 'face_view', 'face_pixels', 'is_finished',
-           'to_regions', 'parsing_fields', 'default_device', 'Helper', 'ParserRun', 'parser_run', 'measured_on',
-           'mask_store', 'job_parser', 'mask_size', 'region_masks', 'PairDL', 'label_landmarks', 'alignment_points',
-           'target_store', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'pair_fields',
-           'generator_scores', 'labels_frame', 'job_generator', 'abstraction_pictures', 'Ready', 'prepare']
+           'to_regions', 'parsing_fields', 'Helper', 'ParserRun', 'parser_run', 'measured_on', 'mask_store',
+           'job_parser', 'mask_size', 'region_masks', 'PairDL', 'label_landmarks', 'alignment_points', 'target_store',
+           'make_generator', 'Abstractor', 'GeneratorRun', 'generator_run', 'pair_fields', 'generator_scores',
+           'labels_frame', 'job_generator', 'abstraction_pictures', 'Ready', 'prepare']
 
 # %% ../nbs/32_inputs.ipynb #dd9a026a
 from dataclasses import asdict, dataclass, field, replace
@@ -27,10 +27,10 @@ from torch import nn
 
 from . import metrics as M
 from .adversarial import Adversary
-from .core import DataError, atomic_write, digest, fingerprint, read_json, seed_everything, write_json
+from .core import DataError, atomic_write, default_device, digest, fingerprint, folder_lock, read_json, seed_everything, write_json
 from .data import crops
 from .data.loaders import MEAN, PATCHES, STD, Field, GatherDL, attribute_dls, mixed_dls, normalize, parsing_loader
-from .data.pixels import WHOLE, ArrayStore, View, array_store, box_view, folder_lock, label_store, pad_view, pixel_store
+from .data.pixels import WHOLE, ArrayStore, View, array_store, box_view, label_store, pad_view, pixel_store
 from .data.tables import AttributeTable, ParsingTable, read_image, relabel
 from .learner import Checkpoint, Selection, Sheet, adversarial_learner, half_l1, parsing_learner, parsing_scores
 from .losses import JointLoss, balance_weights, masked_bce
@@ -211,10 +211,6 @@ def parsing_fields(table: ParsingTable, size: tuple) -> tuple:  # picture field,
     view = pad_view(size)
     return Field("image", pixel_store(table.paths, size, view)), label_store(table, size, view)
 
-def default_device() -> torch.device:
-    "The GPU when there is one"
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
 def _parsing_dls(table, image, labels, recipe):
     valid = "valid" if (table.split == "valid").any() else "train"
     return DataLoaders(parsing_loader(table, [image], labels, "train", recipe.bs, recipe.augment, train=True, device=default_device()),
@@ -255,8 +251,6 @@ class ParserRun(Helper):
         net = PARSERS[c["parser"]](len(c["regions"]), {**c, "weights": None})
         net.load_state_dict(load_file(self.folder/"model.safetensors"))
         return Parser(net).to(default_device())
-
-
 
 # %% ../nbs/32_inputs.ipynb #fca7f808
 def parser_run(

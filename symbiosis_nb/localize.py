@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import DataError, progress
+from .core import DataError, default_device, progress
 from .data.loaders import Field, attribute_loader
 from .data.pixels import WHOLE, box_view, pixel_store
 from .data.sources import synthetic_root
 from .data.synthetic import clean_labels, read_faces
 from .data.tables import AttributeTable
-from .inputs import default_device
 from .methods import get_method
 from .runs import Run, load_model
 

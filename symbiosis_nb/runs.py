@@ -26,11 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import metrics as M
 from .data import crops
-from .core import DataError, atomic_write, fingerprint, hardware, progress, read_json, seed_everything, write_json
+from .core import DataError, atomic_write, default_device, fingerprint, folder_lock, hardware, progress, read_json, seed_everything, write_json
 from .data.loaders import attribute_loader, middle, normalize
-from .data.pixels import folder_lock
 from .data.tables import AttributeTable, read_image
-from .inputs import GeneratorRun, Job, ParserRun, default_device, is_finished, job_options, limit_table, prepare, resolve
+from .inputs import GeneratorRun, Job, ParserRun, is_finished, job_options, limit_table, prepare, resolve
 from .learner import Checkpoint, MeanIoU, Selection, attribute_learner, default_metrics, distributed, parsing_scores, predict, process_rank
 from .methods import Build, get_method, make_profile
 from .models.backbones import n_parameters

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import DataError, atomic_write, cache_dir, digest, progress
-from .pixels import folder_lock
+from ..core import DataError, atomic_write, cache_dir, digest, folder_lock, progress
 from .tables import AttributeTable, read_image, stamp
 
 # %% ../../nbs/08_data.protocols.ipynb #82e68d5c

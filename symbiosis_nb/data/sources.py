@@ -10,9 +10,8 @@ __all__ = ['SYNTHETIC', 'LAYOUTS', 'synthetic_faces', 'open_faces', 'open_lfwa',
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import DataError, cache_dir, digest
+from ..core import DataError, cache_dir, digest, folder_lock
 from . import official
-from .pixels import folder_lock
 from .synthetic import make_faces, make_parsing, make_shifted_faces, read_faces
 from .synthetic_people import make_berkeley, make_lip, make_wider
 from .tables import AttributeTable, ParsingTable

@@ -117,7 +117,7 @@ def looks(
 def can_look(r: Run) -> bool:
     "Whether a run's model looks at the picture, the whole picture, alone"
     m = get_method(r.config["method"])
-    return not (m.parts or m.chain or m.needs in ("boxes", "crop"))
+    return m.need.alone and not (m.parts or m.chain)
 
 def unseen(
     r: Run,                  # a finished run

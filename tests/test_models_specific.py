@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from symbiosis_nb import runs
+from symbiosis_nb import combine
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data import crops
 from symbiosis_nb.data.loaders import Augment, Field, transform
 from symbiosis_nb.data.sources import open_faces
-from symbiosis_nb.inputs import NO_FACE, PATCHES, Job, detected_faces, face_pixels, limit_table, pictures, resolve, square
+from symbiosis_nb.data.loaders import PATCHES
+from symbiosis_nb.inputs import NO_FACE, detected_faces, limit_table, resolve, square
+from symbiosis_nb.jobs import Job
 from symbiosis_nb.learner import Checkpoint, attribute_learner, split_groups
 from symbiosis_nb.losses import two_way_softmax
 from symbiosis_nb.methods import Build, Recipe, get_method, make_profile
@@ -125,7 +127,7 @@ def test_stored_crops_are_those_of_equation_3(scheme, data):
     table, _ = data
     m = get_method("g2s_1")
     job = Job(m, table, resolve(make_profile("smoke"), m), 0, options=dict(scheme=scheme))
-    store = pictures(job)
+    store = job.need.pictures(job)
     image = Image.open(table.paths[3]).convert("RGB")
     M, O = crops.SCHEMES[scheme]; X, Y, W, H = crops.template_box(image.size)
     want = crops.crop_square(image, X - ((1 + M)*H - W)/2, Y + (2*O - M)*H/2, (1 + M)*H, 34)
@@ -141,7 +143,7 @@ def test_detection_drops_training_images_and_falls_back_on_test(data, monkeypatc
     calls = iter(range(10**6)); monkeypatch.setattr(crops, "detect_faces", lambda image: crops.NO_FACES if next(calls) % 2 else found)
     m = get_method("g2s_1")
     job = Job(m, table, resolve(make_profile("smoke"), m), 0, options=dict(faces="detected"))
-    store = face_pixels(job)
+    store = job.need.pictures(job)
     odd = np.arange(len(table)) % 2 == 1
     assert np.array_equal(store.ok, ~odd | (table.split == "test"))
     assert all(NO_FACE in p for p in store.problems)
@@ -213,7 +215,7 @@ def test_search_takes_the_best_crop_on_validation(data):
     r = smoke("g2s_13", data, attributes=("Male",), options=dict(schemes="search"))
     tried = [Run(p.parent) for p in out.glob("g2s_one*/done.json")]
     tried = [t for t in tried if t.config["attributes"] == ["Male"] and t.config.get("start") == r.done["joint"] and len(t.config["options"]) <= 1]
-    own = {t.config["options"].get("scheme", "a"): runs._valid_score(t) for t in tried}
+    own = {t.config["options"].get("scheme", "a"): combine.valid_score(t) for t in tried}
     assert len(own) == 8 and own[r.done["crops"]["Male"]] == max(own.values())
 
 

@@ -145,15 +145,15 @@ def test_people_stay_known_when_images_are_left_out(tmp_path):
 
 def test_boxes_survive_an_unreadable_first_image(tmp_path):
     from dataclasses import replace
-    from symbiosis_nb.inputs import Job, box_masks, resolve
+    from symbiosis_nb.inputs import box_masks, resolve
     from symbiosis_nb.methods import get_method, make_profile
     table = replace(picture_table(tmp_path/"pictures"), frame="aligned", landmarks=np.tile(np.array([[10, 15], [25, 15], [18, 25], [11, 33], [25, 33]]), (96, 1, 1)))
-    job = Job(get_method("bbox"), table, resolve(make_profile("smoke"), get_method("bbox")), 0, out=tmp_path)
-    whole = box_masks(job).store[[5]]
+    size = resolve(make_profile("smoke"), get_method("bbox")).mask_size
+    whole = box_masks(table, size).store[[5]]
     table.paths[0].write_bytes(b"no picture")
     from symbiosis_nb.data.pixels import cache_dir
     import shutil; shutil.rmtree(cache_dir()/"boxes", ignore_errors=True)
-    assert (box_masks(job).store[[5]] == whole).all() and whole[0, 1:].any()
+    assert (box_masks(table, size).store[[5]] == whole).all() and whole[0, 1:].any()
 
 
 def test_balanced_loss_continues_a_run_and_refuses_other_losses(tmp_path):

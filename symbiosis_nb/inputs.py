@@ -29,7 +29,7 @@ def prepare(job: Job) -> Ready:
     dls = partial(attribute_dls, job.table, fields, job.profile.recipe.bs, augmentation(job), pixels.ok, device=default_device())
     ready = Ready(fields, pixels.ok, dls, n_regions=next((len(f.regions) for f in fields if f.kind == "maps"), None),
                   loss=None if weights is None else partial(masked_bce, weights=weights),
-                  helpers=need.helpers(job), sources={f.kind: f.store.digest for f in fields})
+                  helpers=need.helpers(job), sources={f.kind: f.store.digest for f in fields if hasattr(f.store, "digest")})
     return need.complete(job, ready)
 
 def augmentation(job: Job) -> Augment | None:

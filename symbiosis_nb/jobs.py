@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job']
 
-# %% ../nbs/31f_jobs.ipynb #84dd84b1
+# %% ../nbs/31f_jobs.ipynb #6828a2f5
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .needs import abstraction, boxes, crops, masks, parsing   # every need is k
 from .needs.base import Need
 from .recipes import Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #0d8aef8b
+# %% ../nbs/31f_jobs.ipynb #c8ffb0e2
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -87,12 +87,12 @@ class Job:
         return replace(self, **{**dict(method=m, called=name, options=job_options(self.profile, m)), **changes})
 
 def method_code(m: Method) -> list:
-    "The code digests of everything a method trains"
+    "The code digests of everything a method trains; a need of one's own belongs to them"
     if m.parts: return [method_code(get_method(p)) for p in m.parts]
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
-    return [code_digest(m.build)]
+    return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #d3402371
+# %% ../nbs/31f_jobs.ipynb #1fcf9793
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method"
     size = tuple(profile.size or m.size)
@@ -112,7 +112,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #45f814e1
+# %% ../nbs/31f_jobs.ipynb #e85dcf21
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -122,7 +122,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #c4b6aebf
+# %% ../nbs/31f_jobs.ipynb #a4a26751
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,

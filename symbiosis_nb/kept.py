@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'keep', 'keep_helper']
 
-# %% ../nbs/24_kept.ipynb #f93f4255
+# %% ../nbs/24_kept.ipynb #fcc0ebde
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from . import metrics as M
 from .core import DataError, atomic_write, fingerprint, read_json, write_json
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/24_kept.ipynb #cb871b84
+# %% ../nbs/24_kept.ipynb #c1257258
 @dataclass
 class Kept:
     "A finished network's folder: a parser's, a generator's, or, as `Run`, an attribute method's"
@@ -50,7 +50,7 @@ class Kept:
         "The trained weights by name"
         return load_file(self.folder/"model.safetensors")
 
-# %% ../nbs/24_kept.ipynb #daee8caa
+# %% ../nbs/24_kept.ipynb #ee440700
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")   # of a run, before done.json
 NETWORK_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")   # of a parser or generator
 
@@ -64,7 +64,7 @@ def missing_files(folder: Path, files: tuple = NETWORK_FILES) -> list:
     "Names of the files that a finished folder would have and this one has not"
     return [f for f in (*files, "done.json") if not (Path(folder)/f).is_file()]
 
-# %% ../nbs/24_kept.ipynb #9431438b
+# %% ../nbs/24_kept.ipynb #156e927c
 def labelled(
     arrays: dict,              # of predictions.npz
     split: str = "test",       # or "valid"
@@ -75,11 +75,17 @@ def labelled(
     return arrays[f"{split}_{which}"], np.nan_to_num(targets), ~np.isnan(targets)
 
 def score(arrays: dict, vocab: AttributeVocab, which: str = "selected") -> pd.DataFrame:  # attribute x metric
-    "Per-attribute scores on the test split, with thresholds tuned on validation where there is one"
+    "Per-attribute scores on the test split, with thresholds tuned on validation where there is one; raises `DataError` for logits that are none"
+    for split in ("valid", "test"):
+        if f"{split}_targets" in arrays: _refuse_nan(arrays[f"{split}_{which}"], vocab.names, split)
     tuned = M.best_thresholds(*labelled(arrays, "valid", which)) if "valid_targets" in arrays else None
     return M.score_frame(*labelled(arrays, "test", which), vocab, tuned)
 
-# %% ../nbs/24_kept.ipynb #0e6ffafc
+def _refuse_nan(logits, names, split):
+    lost = [n for n, good in zip(names, np.isfinite(logits).all(0)) if not good]
+    if lost: raise DataError(f"the {split} logits of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''} are not finite: there is nothing to score")
+
+# %% ../nbs/24_kept.ipynb #9f5561cc
 @dataclass
 class Run(Kept):
     "A finished run; raises `DataError` for a folder that is not one"
@@ -118,7 +124,7 @@ class Run(Kept):
         "What belongs together in the test part: images of one person, boxes of one image; None: nothing"
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
-# %% ../nbs/24_kept.ipynb #9466623a
+# %% ../nbs/24_kept.ipynb #55ddc5be
 def keep(
     folder: Path,
     config: dict,               # what was asked
@@ -142,7 +148,7 @@ def _write_weights(path, model):
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     with atomic_write(path) as tmp: save_file(plain, tmp)
 
-# %% ../nbs/24_kept.ipynb #8543b4fe
+# %% ../nbs/24_kept.ipynb #6864d960
 def keep_helper(
     helper: Kept,   # a parser or a generator
     name: str,      # under which it is kept: "parser" or "generator"

@@ -6,7 +6,7 @@
 __all__ = ['mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'schemes_of', 'train_attribute', 'valid_score',
            'map_jobs', 'chain_runs', 'gather_columns']
 
-# %% ../nbs/32b_combine.ipynb #f8a99021
+# %% ../nbs/32b_combine.ipynb #a6441989
 import os
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ def mean_arrays(
 def _probability(logits): return 1/(1 + np.exp(-logits.astype(np.float64)))
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
-# %% ../nbs/32b_combine.ipynb #a7368edb
+# %% ../nbs/32b_combine.ipynb #49a3550c
 def joined_cost(
     used: list,               # the runs that predict together
     trained: list | None = None,  # all that had to be trained for it; default: the same
@@ -72,7 +72,7 @@ def schemes_of(
     if own == "search": return "abcdefgh"
     return (own or {}).get(name) or crops.crop_assignment()[name]
 
-# %% ../nbs/32b_combine.ipynb #4de8d6cf
+# %% ../nbs/32b_combine.ipynb #f72da70f
 def train_attribute(
     name: str,           # of the attribute
     job: Job,            # of a chain
@@ -80,7 +80,7 @@ def train_attribute(
     run_job: Callable,   # job -> `Run`
 ) -> list:               # the folders of the chain's networks for this attribute, the last one predicts
     "The later steps of a chain for one attribute, each starting from the one before (general_to_specific, 1)"
-    profile, folders = replace(job.profile, recipe=job.profile.tune or get_method("g2s_one").recipe), []
+    profile, folders = replace(job.profile, recipe=job.profile.tune or get_method("g2s_one").on(job.table.name).recipe), []
     options = {k: v for k, v in job.options.items() if k != "schemes"}
     one = job.of("g2s_one", table=one_attribute(job.table, name), profile=profile, executor=None)
     for step in (s for s in job.method.chain if s != "joint"):
@@ -93,7 +93,7 @@ def valid_score(r: Run) -> float:
     "Validation average precision of a single attribute; 0 where it cannot be told"
     return float(np.nan_to_num(M.average_precision(*r.predictions("valid"))[0])) if "valid_targets" in r.arrays else 0.
 
-# %% ../nbs/32b_combine.ipynb #47a2b26a
+# %% ../nbs/32b_combine.ipynb #19599733
 def map_jobs(
     f: Callable,    # of one item; what goes to other processes must be importable
     items: list,

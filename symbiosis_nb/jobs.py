@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job']
 
-# %% ../nbs/31f_jobs.ipynb #6828a2f5
+# %% ../nbs/31f_jobs.ipynb #d39888e9
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .needs import abstraction, boxes, crops, masks, parsing   # every need is k
 from .needs.base import Need
 from .recipes import Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #c8ffb0e2
+# %% ../nbs/31f_jobs.ipynb #e882cbfe
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -83,7 +83,7 @@ class Job:
         **changes,   # fields of `Job`
     ) -> "Job":
         "The same job for another method, with that method's own options"
-        m = get_method(name)
+        m = get_method(name).on(self.table.name)
         return replace(self, **{**dict(method=m, called=name, options=job_options(self.profile, m)), **changes})
 
 def method_code(m: Method) -> list:
@@ -92,7 +92,7 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #1fcf9793
+# %% ../nbs/31f_jobs.ipynb #d5995a90
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method"
     size = tuple(profile.size or m.size)
@@ -112,7 +112,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #e85dcf21
+# %% ../nbs/31f_jobs.ipynb #90e06512
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -122,7 +122,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #a4a26751
+# %% ../nbs/31f_jobs.ipynb #d357c7e2
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,
@@ -133,9 +133,9 @@ def make_job(
     **where,                    # `parsing`, `on_bad`, `out`, `start`, `executor`, `again` of `Job`
 ) -> Job:
     "A job with nothing left open; raises `ValueError` for an unknown method, profile or setting"
-    m, asked = get_method(method), make_profile(profile, **(overrides or {}))
+    m, asked = get_method(method).on(table.name), make_profile(profile, **(overrides or {}))
     p = resolve(asked, m)
-    twin = get_method(m.same_as) if m.same_as else None
+    twin = get_method(m.same_as).on(table.name) if m.same_as else None
     options = {**job_options(p, m), **(options or {})}
     serves = twin if twin and resolve(asked, twin) == p else m
     return Job(serves, limit_table(table, p.limit), p, seed, options=options, called=m.name, **where)

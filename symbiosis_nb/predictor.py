@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'find_faces', 'the_face', 'Predictor']
 
-# %% ../nbs/32c_predictor.ipynb #01720511
-import copy
+# %% ../nbs/32c_predictor.ipynb #b1120233
+import copy, json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #c81d48b1
+# %% ../nbs/32c_predictor.ipynb #e67b0906
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
@@ -66,11 +66,14 @@ class Look:
     schemes: tuple = ()       # crops, where the method has them
     stacked: bool = False     # several crops, stacked
     border: str = "replicate"
+    margin: float = 1.        # the picture is made so much larger than the model sees, which is its middle
 
     def __call__(self, image: Image.Image, face=None) -> np.ndarray:  # (H, W, 3), or (K, H, W, 3) when stacked
         "What the model sees of a picture, or of one face in it"
         shown = image if face is None else self.framed(image, face)
-        return self._crops(shown, image, face) if self.schemes else np.asarray(shown.resize(self.size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+        if self.schemes: return self._crops(shown, image, face)
+        whole = tuple(round(s*self.margin) for s in self.size)
+        return _middle(np.asarray(shown.resize(whole[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0)), self.size)
 
     def framed(self, image, face):
         "The photograph in the run's frame, around a face; raises `ValueError` for runs on whole persons"
@@ -83,14 +86,18 @@ class Look:
         "The crops of a face, from the aligned frame or from the photograph itself"
         if self.frame == "aligned": image, face = shown, crops.Face(crops.template_box(shown.size), None, "template")
         cut = crops.attribute_crops(image, face or the_face(image), self.schemes, round(self.size[0]*240/224), self.border)
-        views = [middle(torch.from_numpy(np.array(cut[s])).movedim(-1, 0), self.size).movedim(0, -1).numpy() for s in self.schemes]
+        views = [_middle(np.array(cut[s]), self.size) for s in self.schemes]
         return np.stack(views) if self.stacked else views[0]
+
+def _middle(pixels, size):
+    "The middle of a picture (H, W, 3)"
+    return middle(torch.from_numpy(np.array(pixels)).movedim(-1, 0), size).movedim(0, -1).numpy()
 
 def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #aaf9aaf8
+# %% ../nbs/32c_predictor.ipynb #1a02281b
 def find_faces(image: Image.Image, name: str = "this photograph") -> crops.Faces:
     "All faces of a photograph; raises `DataError` when there is none"
     found = crops.detect_faces(image)
@@ -176,7 +183,7 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
     import onnx
     if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
     x, batch = torch.zeros(2, 3, *self.size), torch.export.Dim("batch")
-    about = dict(names=" ".join(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame)
+    about = dict(names=json.dumps(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame, margin=str(self.look.margin))
     with atomic_write(path) as tmp:
         torch.onnx.export(copy.deepcopy(self.model).cpu(), (x,), tmp, input_names=["pictures"], output_names=["logits"], dynamo=True,
                           external_data=False, verbose=False, dynamic_shapes=({0: batch},))
@@ -191,5 +198,6 @@ def _load_onnx(cls: Predictor, path):
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     meta = session.get_modelmeta().custom_metadata_map
-    size = tuple(map(int, meta["size"].split()))
-    return cls(lambda x: session.run(None, {"pictures": x.numpy()})[0], meta["names"].split(), size, Look(size, meta["frame"]))
+    if not {"names", "size", "frame"} <= set(meta): raise DataError(f"{path} was not written by `to_onnx`: it does not say its attributes and size")
+    size, names = tuple(map(int, meta["size"].split())), json.loads(meta["names"]) if meta["names"].startswith("[") else meta["names"].split()
+    return cls(lambda x: session.run(None, {"pictures": x.numpy()})[0], names, size, Look(size, meta["frame"], margin=float(meta.get("margin", 1))))

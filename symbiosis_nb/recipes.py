@@ -6,7 +6,7 @@
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
 
-# %% ../nbs/26_recipes.ipynb #4e575894
+# %% ../nbs/26_recipes.ipynb #4f74ab69
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -48,15 +48,33 @@ def hold_then_linear(pct: float, hold: float = .5) -> float:
 class Recipe:
     "How a method is trained: everything but the data and the model"
     lr: float = 4e-3          # highest learning rate, of the deepest parameter group
-    epochs: int = 6           # passes over the training part
+    epochs: int = 6           # passes over the training part, where `iterations` says nothing
     bs: int = 64              # pictures per batch; in mixed training per task
-    optimizer: str = "adam"   # "adam" (fastai's, decoupled weight decay), "plain_adam" (betas `mom` and 0.999) or "sgd" (Nesterov-free momentum `mom`)
+    optimizer: str = "adam"   # "adam" (fastai's, decoupled decay), "plain_adam" (betas `mom` and 0.999), "sgd" (momentum `mom`) or "nesterov"
     schedule: partial = one_cycle  # share of training -> factor on the rate
     mom: float = .9           # momentum, or Adam's first beta
-    wd: float = 1e-2          # weight decay
+    wd: float = 1e-2          # weight decay, of weights alone; all but "adam" add it to the gradient, as Caffe and PyTorch do
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
     group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
     augment: Augment = Augment()    # what happens to pictures in training
+    iterations: int | None = None   # steps, whatever the size of the set: what papers print, and what a small set needs too
+    patience: int | None = None     # end when validation AP has not risen for so many epochs; the length above is then the most
+    margin: float = 1.        # pictures are stored so much larger than the model sees: random patches in training, the middle when measuring
+
+    def epochs_on(self,
+        steps: int,   # batches in one pass over the training part
+    ) -> int:
+        "Passes over the training part; the last one may end early (see `iterations`)"
+        return self.epochs if self.iterations is None else math.ceil(self.iterations/steps)
+
+    def stored(self, size: tuple) -> tuple:
+        "Height and width of stored pictures, given what the model sees"
+        return tuple(round(s*self.margin) for s in size)
+
+    def longer(self, factor: float) -> "Recipe":
+        "The same training with another length"
+        scale = lambda n: n and max(1, round(n*factor))
+        return replace(self, epochs=scale(self.epochs), iterations=scale(self.iterations))
 
     def plain(self) -> dict:
         "As JSON takes it"
@@ -117,7 +135,7 @@ class Profile:
         "Height and width of stored masks"
         return tuple(s//self.mask_share for s in self.size)
 
-# %% ../nbs/26_recipes.ipynb #3474cbc9
+# %% ../nbs/26_recipes.ipynb #0a7207c2
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e; one attribute of the whole face
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 _DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes
@@ -143,8 +161,11 @@ def make_profile(
     own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
-    return replace(profile, changes={k: v for k, v in overrides.items() if k in recipe - own})
+    changes = {k: v for k, v in overrides.items() if k in recipe - own}
+    if "epochs" in changes: changes = dict(iterations=None) | changes   # who asks for epochs gets epochs
+    return replace(profile, changes=changes)
 
 def fine_tuning(recipe: Recipe) -> dict:
     "Settings of a run that goes on from a finished one with balanced loss: a third of the epochs, a tenth of the rate; the paper is silent (symbiosis, 2.5)"
-    return dict(loss="balanced", epochs=max(1, recipe.epochs//3), lr=recipe.lr/10)
+    shorter = replace(recipe.longer(1/3), epochs=max(1, recipe.epochs//3))
+    return dict(loss="balanced", epochs=shorter.epochs, iterations=shorter.iterations, lr=recipe.lr/10)

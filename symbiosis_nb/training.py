@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'build_model', 'start_from', 'multiply_adds', 'cost', 'training_code', 'train', 'finish']
 
-# %% ../nbs/32a_training.ipynb #84b424e0
+# %% ../nbs/32a_training.ipynb #bc4534a4
 import sys, time
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from .learner import attribute_learner, default_metrics, distributed, epoch_log,
 from .methods import Build
 from .models.backbones import n_parameters
 
-# %% ../nbs/32a_training.ipynb #3bd304e3
+# %% ../nbs/32a_training.ipynb #20b1fb92
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -49,7 +49,7 @@ def start_from(
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 
-# %% ../nbs/32a_training.ipynb #0d6a34a1
+# %% ../nbs/32a_training.ipynb #0b3f6b6c
 def multiply_adds(model: nn.Module, example: tuple) -> int:
     "Multiply-adds of one forward pass of one sample"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(*example)
@@ -58,9 +58,9 @@ def multiply_adds(model: nn.Module, example: tuple) -> int:
 def cost(learn, clock: Clock, seconds_predicting: float, n_predicted: int) -> dict:
     "The cost block of a result card"
     b = learn.dls.valid.one_batch()[:learn.dls.valid.n_inp]
-    n = len(learn.dls.train)*learn.dls.train.bs
+    seen = learn.train_iter*learn.dls.train.bs
     return dict(parameters=n_parameters(learn.model), multiply_adds=multiply_adds(learn.model, tuple(x[:1] for x in b)),
-                training_seconds=sum(clock.seconds), epochs_timed=len(clock.seconds), train_images_per_second=n/np.median(clock.seconds) if clock.seconds else None,
+                training_seconds=sum(clock.seconds), epochs_timed=len(clock.seconds), train_images_per_second=seen/sum(clock.seconds) if clock.seconds else None,
                 predict_images_per_second=n_predicted/seconds_predicting, peak_memory_mib=_peak_memory(), hardware=hardware())
 
 def _forget_peak():
@@ -78,7 +78,7 @@ def _peak_memory() -> float | None:
     except ImportError: return None   # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(20 if sys.platform == "darwin" else 10)
 
-# %% ../nbs/32a_training.ipynb #24a2e99e
+# %% ../nbs/32a_training.ipynb #e5db4174
 TRAINING_ROOMS = ("callbacks", "learner", "losses", "recipes", "data.loaders")   # how a step is computed
 
 @lru_cache
@@ -94,10 +94,11 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         learn, selection, clock, checkpoint = _trained(job, ready, folder)
         if process_rank()[0] > 0: return checkpoint.news
         loaders = _measuring_loaders(job, ready)
-        arrays, seconds = _measure(learn, selection, loaders, p.precision)
+        arrays, seconds = _measure(learn, selection, loaders)
         arrays.update(_who(job.table, ready.ok))
-        more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()), inputs=ready.sources, news=checkpoint.news)
-        if ready.parsing_test is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing_scores(learn.model.parse, ready.parsing_test, p.precision)
+        more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()), inputs=ready.sources, news=checkpoint.news,
+                    **_precision_said(learn, p.precision), rising=_rising(learn))
+        if ready.parsing_test is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing_scores(learn.model.parse, ready.parsing_test, learn.precision)
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
     finish(job, folder, arrays, epoch_log(learn), learn.model, costs, **more)
@@ -110,18 +111,30 @@ def _trained(job, ready, folder):
         raise ValueError(f"{job.method.name} has a loss of its own: loss={p.loss!r} is for methods trained by plain cross-entropy")
     if job.start is not None: start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
     metrics = [*default_metrics(), *job.need.metrics(ready)]
+    if not (job.table.split == "train").any(): raise DataError(f"{job.table.name} has no training part")
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
-    selection, clock, checkpoint = Selection(), Clock(), Checkpoint(folder/"checkpoint.pt", code=training_code())
+    has_valid = (job.table.split == "valid").any()   # without a validation part the last epoch's weights count
+    selection, clock, checkpoint = Selection("mAP" if has_valid else None), Clock(), Checkpoint(folder/"checkpoint.pt", code=training_code())
     with distributed(learn), learn.no_bar(), learn.no_logging():
         learn.fit_recipe(p.recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
     return learn, selection, clock, checkpoint
+
+def _precision_said(learn, asked):
+    "The precision that was used and, where it was measured, seconds per step of each"
+    return dict(precision=learn.precision) | (dict(precision_seconds=learn.precision_seconds) if asked == "auto" else {})
+
+def _rising(learn) -> bool:
+    "Whether validation AP still rose at the end: the best epoch is the last, so that a longer training may give more"
+    names = learn.recorder.metric_names[1:-1]
+    scores = [row[names.index("mAP")] for row in learn.recorder.values]
+    return len(scores) > 1 and bool(np.argmax(np.nan_to_num(scores)) == len(scores) - 1)
 
 def _measuring_loaders(job, ready):
     "Loaders of the validation and test parts, in order"
     there = [s for s in ("valid", "test") if (job.table.split == s).any()]
     return {s: attribute_loader(job.table, ready.fields, s, 2*job.profile.recipe.bs, ok=ready.ok, device=default_device()) for s in there}
 
-def _measure(learn, selection, loaders, precision):
+def _measure(learn, selection, loaders):
     "Logits of every split with both weights, and the time for the test split"
     arrays, seconds = {}, 0.
     last = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
@@ -129,7 +142,7 @@ def _measure(learn, selection, loaders, precision):
         learn.model.load_state_dict(weights)
         for split, dl in loaders.items():
             start = time.perf_counter()
-            arrays[f"{split}_{which}"], arrays[f"{split}_targets"] = predict(learn.model, dl, precision)
+            arrays[f"{split}_{which}"], arrays[f"{split}_targets"] = predict(learn.model, dl, learn.precision)
             if split == "test": seconds = time.perf_counter() - start
     return arrays, seconds
 
@@ -141,7 +154,7 @@ def _who(table, ok):
     if table.frame != "box": return who
     return who | dict(test_image=np.unique([str(table.paths[i]) for i in test], return_inverse=True)[1])
 
-# %% ../nbs/32a_training.ipynb #23fa1cfe
+# %% ../nbs/32a_training.ipynb #07d9484d
 def finish(job: Job, folder: Path, arrays: dict, log, model: nn.Module | None, costs: dict, **more):
     "Write a run's files, `done.json` last"
     t = job.table

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Ready', 'Need', 'register_need', 'get_need']
 
-# %% ../../nbs/29_needs.base.ipynb #27546d37
+# %% ../../nbs/29_needs.base.ipynb #f2f19068
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, box_view, pixel_store
 
-# %% ../../nbs/29_needs.base.ipynb #11d9ab1f
+# %% ../../nbs/29_needs.base.ipynb #a69cf136
 @dataclass
 class Ready:
     "A job's stores and loaders"
@@ -29,7 +29,7 @@ class Ready:
     helpers: dict = field(default_factory=dict)  # what made masks or abstraction images: "parser" or "generator", and its run
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
-# %% ../../nbs/29_needs.base.ipynb #e2d36ff5
+# %% ../../nbs/29_needs.base.ipynb #a655bc7e
 class Need:
     "What a method takes beside the picture; this one: nothing"
     name: str | None = None
@@ -41,10 +41,13 @@ class Need:
     def pictures(self, job) -> ArrayStore:
         "The table's pixels at the profile's size: whole images, or boxes where the table says so"
         view = box_view(job.table.boxes) if job.table.frame == "box" else WHOLE
-        return pixel_store(job.table.paths, job.profile.size, view, job.on_bad)
+        return pixel_store(job.table.paths, job.profile.recipe.stored(job.profile.size), view, job.on_bad)
     def fields(self, job, pixels: ArrayStore) -> list:
         "The stores of a batch: the picture, then what the method takes beside it"
-        return [Field("image", pixels)]
+        return [Field("image", pixels, crop=self.patch(job, job.profile.size))]
+    def patch(self, job, size: tuple) -> tuple | None:
+        "The part of a stored picture, or map, that the model sees; None: all of it"
+        return tuple(size) if job.profile.recipe.margin > 1 else None
     def augment(self, augment: Augment) -> Augment:
         "What happens to pictures in training, given what the recipe says"
         return augment
@@ -65,9 +68,9 @@ class Need:
         return None
     def look(self, run) -> dict:
         "How a photograph is framed: keywords of `predictor.Look`"
-        return {}
+        return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
-# %% ../../nbs/29_needs.base.ipynb #f96a8f38
+# %% ../../nbs/29_needs.base.ipynb #bbe6925a
 NEEDS: dict = {}   # name -> `Need`
 
 def register_need(need: Need) -> Need:

@@ -6,7 +6,7 @@
 __all__ = ['PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured_on', 'require_parsing', 'small', 'encoder_decoder',
            'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store', 'job_parser', 'SizedMasks', 'Masks']
 
-# %% ../../nbs/31c_needs.masks.ipynb #0d63e4cf
+# %% ../../nbs/31c_needs.masks.ipynb #ea830338
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from .base import Need, Ready, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
-# %% ../../nbs/31c_needs.masks.ipynb #9e607fe2
+# %% ../../nbs/31c_needs.masks.ipynb #1e2b1af2
 def to_regions(table: ParsingTable, target: RegionVocab) -> ParsingTable:
     "`relabel` where there is a mapping, else the table as it is"
     known = target.name == table.regions.name or target.name in table.regions.merges
@@ -47,7 +47,7 @@ def require_parsing(job) -> ParsingTable:
     if job.parsing is not None: return job.parsing
     raise DataError(f"method {job.method.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...) or, without data, the synthetic one (make_parsing)")
 
-# %% ../../nbs/31c_needs.masks.ipynb #10804af6
+# %% ../../nbs/31c_needs.masks.ipynb #5590923d
 def small(n: int, config: dict) -> nn.Module:
     "The small parser of the demo"
     return small_parser(n, config["width"])
@@ -134,7 +134,7 @@ def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return parser_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31c_needs.masks.ipynb #e03c3462
+# %% ../../nbs/31c_needs.masks.ipynb #052475f7
 class SizedMasks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser: nn.Module, size: tuple): super().__init__(); self.parser, self.size = parser, size
@@ -146,8 +146,9 @@ class Masks(Need):
 
     def fields(self, job, pixels: ArrayStore) -> list:
         trained = job_parser(job)
-        store = mask_store(pixels, trained.load(), job.profile.mask_size, trained.digest)
-        return [*super().fields(job, pixels), Field("maps", store, to_regions(job.parsing, FACE7).regions)]
+        p, regions = job.profile, to_regions(job.parsing, FACE7).regions
+        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.digest)
+        return [*super().fields(job, pixels), Field("maps", store, regions, crop=self.patch(job, p.mask_size))]
 
     def helpers(self, job) -> dict: return dict(parser=job_parser(job))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job']
 
-# %% ../nbs/31f_jobs.ipynb #d39888e9
+# %% ../nbs/31f_jobs.ipynb #e82deccc
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ import numpy as np
 from .code import code_digest
 from .core import DataError, digest
 from .data.tables import AttributeTable
+from .kept import Run
 from .losses import balance_weights
 from .methods import Method, get_method
 from .needs import abstraction, boxes, crops, masks, parsing   # every need is known
 from .needs.base import Need
 from .recipes import Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #e882cbfe
+# %% ../nbs/31f_jobs.ipynb #66b812d6
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -45,8 +46,16 @@ class Job:
         t, m = self.table, self.method
         given = dict(method=m.name, paper=m.paper, code=method_code(m), data=t.name, data_digest=t.digest, frame=t.frame,
                      vocab=t.vocab.name, attributes=list(t.names), groups={k: list(v) for k, v in t.vocab.groups.items()},
-                     counts=t.counts(), profile=self.settings(), seed=self.seed, options=self.options, parsing=self._parsing(), on_bad=self.on_bad)
+                     counts=t.counts(), profile=self.settings(), seed=self.seed, options=self.options, parsing=self._parsing(), on_bad=self.on_bad,
+                     view=m.need.view(self), learned_from=self.learned_from())
         return given if self.start is None else given | dict(start=Path(self.start).name)
+
+    def learned_from(self) -> list:
+        "Names of everything a run learns from: the table, the parsing set, and what its start had learned from"
+        names = [self.table.name] + ([self._parsing()["name"]] if self._parsing() else [])
+        if self.start is not None: names += Run(self.start).config.get("learned_from", [])
+        if self.profile.weights: names.append(str(self.profile.weights))
+        return list(dict.fromkeys(names))
 
     def settings(self) -> dict:
         "The profile as JSON takes it, without what the method does not use"
@@ -92,7 +101,7 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #d5995a90
+# %% ../nbs/31f_jobs.ipynb #f426359f
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method"
     size = tuple(profile.size or m.size)
@@ -112,7 +121,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #90e06512
+# %% ../nbs/31f_jobs.ipynb #32292227
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -122,7 +131,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #d357c7e2
+# %% ../nbs/31f_jobs.ipynb #aa485324
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,

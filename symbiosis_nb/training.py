@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'build_model', 'start_from', 'multiply_adds', 'cost', 'training_code', 'train', 'finish']
 
-# %% ../nbs/32a_training.ipynb #bc4534a4
+# %% ../nbs/32a_training.ipynb #982ad906
 import sys, time
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from .learner import attribute_learner, default_metrics, distributed, epoch_log,
 from .methods import Build
 from .models.backbones import n_parameters
 
-# %% ../nbs/32a_training.ipynb #20b1fb92
+# %% ../nbs/32a_training.ipynb #6f3379ba
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -49,7 +49,7 @@ def start_from(
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 
-# %% ../nbs/32a_training.ipynb #0b3f6b6c
+# %% ../nbs/32a_training.ipynb #c6a2bd05
 def multiply_adds(model: nn.Module, example: tuple) -> int:
     "Multiply-adds of one forward pass of one sample"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(*example)
@@ -78,7 +78,7 @@ def _peak_memory() -> float | None:
     except ImportError: return None   # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(20 if sys.platform == "darwin" else 10)
 
-# %% ../nbs/32a_training.ipynb #e5db4174
+# %% ../nbs/32a_training.ipynb #73b075b2
 TRAINING_ROOMS = ("callbacks", "learner", "losses", "recipes", "data.loaders")   # how a step is computed
 
 @lru_cache
@@ -94,11 +94,11 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         learn, selection, clock, checkpoint = _trained(job, ready, folder)
         if process_rank()[0] > 0: return checkpoint.news
         loaders = _measuring_loaders(job, ready)
-        arrays, seconds = _measure(learn, selection, loaders)
+        arrays, seconds, parsing = _measure(learn, selection, loaders, ready.parsing_test)
         arrays.update(_who(job.table, ready.ok))
         more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()), inputs=ready.sources, news=checkpoint.news,
                     **_precision_said(learn, p.precision), rising=_rising(learn))
-        if ready.parsing_test is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing_scores(learn.model.parse, ready.parsing_test, learn.precision)
+        if parsing is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
     finish(job, folder, arrays, epoch_log(learn), learn.model, costs, **more)
@@ -113,11 +113,15 @@ def _trained(job, ready, folder):
     metrics = [*default_metrics(), *job.need.metrics(ready)]
     if not (job.table.split == "train").any(): raise DataError(f"{job.table.name} has no training part")
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
-    has_valid = (job.table.split == "valid").any()   # without a validation part the last epoch's weights count
-    selection, clock, checkpoint = Selection("mAP" if has_valid else None), Clock(), Checkpoint(folder/"checkpoint.pt", code=training_code())
+    selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt", code=training_code())
     with distributed(learn), learn.no_bar(), learn.no_logging():
         learn.fit_recipe(p.recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
     return learn, selection, clock, checkpoint
+
+def _monitor(job):
+    "The validation score that chooses the weights: what the loss is for; none without a validation part, where the last epoch's count"
+    if not (job.table.split == "valid").any(): return None
+    return "balanced_accuracy" if job.profile.loss == "balanced" else "mAP"
 
 def _precision_said(learn, asked):
     "The precision that was used and, where it was measured, seconds per step of each"
@@ -134,9 +138,9 @@ def _measuring_loaders(job, ready):
     there = [s for s in ("valid", "test") if (job.table.split == s).any()]
     return {s: attribute_loader(job.table, ready.fields, s, 2*job.profile.recipe.bs, ok=ready.ok, device=default_device()) for s in there}
 
-def _measure(learn, selection, loaders):
-    "Logits of every split with both weights, and the time for the test split"
-    arrays, seconds = {}, 0.
+def _measure(learn, selection, loaders, parsing_test):
+    "Logits of every split with both weights; the time for the test split; parsing scores of the last epoch, since validation selects for attributes"
+    arrays, seconds, parsing = {}, 0., None
     last = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     for which, weights in (("last", last), ("selected", selection.weights or last)):
         learn.model.load_state_dict(weights)
@@ -144,7 +148,8 @@ def _measure(learn, selection, loaders):
             start = time.perf_counter()
             arrays[f"{split}_{which}"], arrays[f"{split}_targets"] = predict(learn.model, dl, learn.precision)
             if split == "test": seconds = time.perf_counter() - start
-    return arrays, seconds
+        if which == "last" and parsing_test is not None: parsing = parsing_scores(learn.model.parse, parsing_test, learn.precision)
+    return arrays, seconds, parsing
 
 def _who(table, ok):
     "File names of the test pictures that were used, with who or which image they belong to"
@@ -154,7 +159,7 @@ def _who(table, ok):
     if table.frame != "box": return who
     return who | dict(test_image=np.unique([str(table.paths[i]) for i in test], return_inverse=True)[1])
 
-# %% ../nbs/32a_training.ipynb #07d9484d
+# %% ../nbs/32a_training.ipynb #e37e71b8
 def finish(job: Job, folder: Path, arrays: dict, log, model: nn.Module | None, costs: dict, **more):
     "Write a run's files, `done.json` last"
     t = job.table

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Ready', 'Need', 'register_need', 'get_need']
 
-# %% ../../nbs/29_needs.base.ipynb #f2f19068
+# %% ../../nbs/29_needs.base.ipynb #d9100403
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, box_view, pixel_store
 
-# %% ../../nbs/29_needs.base.ipynb #a69cf136
+# %% ../../nbs/29_needs.base.ipynb #1bdf1601
 @dataclass
 class Ready:
     "A job's stores and loaders"
@@ -29,7 +29,7 @@ class Ready:
     helpers: dict = field(default_factory=dict)  # what made masks or abstraction images: "parser" or "generator", and its run
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
-# %% ../../nbs/29_needs.base.ipynb #a655bc7e
+# %% ../../nbs/29_needs.base.ipynb #cea46b2e
 class Need:
     "What a method takes beside the picture; this one: nothing"
     name: str | None = None
@@ -66,11 +66,14 @@ class Need:
     ) -> nn.Module | None:   # normalised pictures -> the further input
         "The network that makes the further input of a photograph; raises `DataError` when a photograph is not enough"
         return None
+    def view(self, job) -> dict:
+        "What a predictor must know of how pictures were framed, beside the table's frame; kept in the run's config"
+        return {}
     def look(self, run) -> dict:
         "How a photograph is framed: keywords of `predictor.Look`"
         return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
-# %% ../../nbs/29_needs.base.ipynb #bbe6925a
+# %% ../../nbs/29_needs.base.ipynb #5e8a012a
 NEEDS: dict = {}   # name -> `Need`
 
 def register_need(need: Need) -> Need:

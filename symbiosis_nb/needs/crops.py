@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_FACE', 'CROPS', 'detected_faces', 'face_view', 'Crops']
 
-# %% ../../nbs/31a_needs.crops.ipynb #2ad13a72
+# %% ../../nbs/31a_needs.crops.ipynb #9bd6b4d5
 import numpy as np
 
 from ..core import DataError, digest
@@ -15,7 +15,7 @@ from ..data.pixels import ArrayStore, View, array_store, pixel_store
 from ..data.tables import AttributeTable, read_image, stamp
 from .base import Need, register_need
 
-# %% ../../nbs/31a_needs.crops.ipynb #358c2015
+# %% ../../nbs/31a_needs.crops.ipynb #5fdce0e7
 NO_FACE = "no face found"
 
 def detected_faces(
@@ -61,7 +61,7 @@ def face_view(
     where = [table.frame, *known] if found is None else ["detected", found.digest]
     return View(f"face-{digest(scheme, border, redetect, *where)}", cut)
 
-# %% ../../nbs/31a_needs.crops.ipynb #11585057
+# %% ../../nbs/31a_needs.crops.ipynb #f94ca00a
 class Crops(Need):
     "A crop of every face; with detection, training images without a face are left out"
     name, squares, alone = "crop", True, False
@@ -84,12 +84,18 @@ class Crops(Need):
         "Random patches of the stored crop, whatever the recipe: it comes with a margin for them"
         return PATCHES
 
+    def view(self, job) -> dict:
+        "How faces are found and cut: what a predictor must do too"
+        options, faces = job.options, "detected"
+        if options.get("faces", "annotated") != "detected":
+            faces = "template" if job.table.frame == "aligned" else "centre" if job.table.boxes is None else "annotated"
+        return dict(faces=faces, redetect=options.get("redetect", False), border=options.get("border", "replicate"))
+
     def look(self, run) -> dict:
         "The crops that a run's networks see; several are stacked"
-        options, own = run.config["options"], run.done.get("crops")
-        more = dict(border=options.get("border", "replicate"))
-        if own is None: return dict(schemes=(options.get("scheme", "a"),), **more)
+        own, how = run.done.get("crops"), run.config["view"]
+        if own is None: return dict(schemes=(run.config["options"].get("scheme", "a"),), **how)
         joint = {"a"} if len(own) < len(run.config["attributes"]) else set()
-        return dict(schemes=tuple(sorted({*own.values(), *joint})), stacked=True, **more)
+        return dict(schemes=tuple(sorted({*own.values(), *joint})), stacked=True, **how)
 
 CROPS = register_need(Crops())

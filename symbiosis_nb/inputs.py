@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import metrics as M
-from .adversarial import Adversary
+from .models.adversarial import Adversary
 from .core import DataError, atomic_write, default_device, digest, fingerprint, folder_lock, read_json, seed_everything, write_json
 from .data import crops
 from .data.loaders import MEAN, PATCHES, STD, Field, GatherDL, attribute_dls, mixed_dls, normalize, parsing_loader

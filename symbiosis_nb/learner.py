@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import metrics as M
-from .adversarial import AdversarialLoss, Adversary, Perceptual
+from .models.adversarial import AdversarialLoss, Adversary, Perceptual
 from .core import DataError, atomic_write, keep_freed_memory, quiet
 from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from symbiosis_nb.adversarial import AdversarialLoss, Adversary, feature_matching, gan_loss
+from symbiosis_nb.models.adversarial import AdversarialLoss, Adversary, feature_matching, gan_loss
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.data.crops import CELEBA_TRIANGLE, celeba_similarity, move_points

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['VGG16', 'HEADS', 'TRUNKS', 'OWN_WIDTH', 'VGG_FACE_MEAN', 'Backbone', 'conv_block', 'PoolBlock', 'pool_blocks',
-           'replace_pools', 'scaled', 'thin', 'init_he', 'FromImageNet', 'Residual', 'read_weights', 'load_state',
-           'imagenet_file', 'backbone', 'VGGFaceHead', 'load_vgg_face', 'n_parameters', 'saved_bytes', 'peak_bytes']
+           'replace_pools', 'scaled', 'thin', 'init_he', 'FromImageNet', 'Residual', 'is_residual', 'read_weights',
+           'load_state', 'imagenet_file', 'backbone', 'VGGFaceHead', 'load_vgg_face', 'n_parameters', 'saved_bytes',
+           'peak_bytes']
 
 # %% ../../nbs/10_models.backbones.ipynb #031cd734
 import math, shutil, urllib.request, weakref
 from pathlib import Path
 
-import timm, torch, torchvision
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -181,6 +182,7 @@ class FromImageNet(nn.Module):
 
 def _inception_v3(width, in_channels):
     "symbiosis, 3.1: torchvision's network without auxiliary head and classifier"
+    import torchvision
     net = torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=False, num_classes=2)
     part = lambda names: nn.Sequential(*(getattr(net, n) for n in names.split()))
     stem = part("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 maxpool1 Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2")
@@ -204,12 +206,15 @@ def _vgg16(width, in_channels):
 def _resnet(name):
     "blan, 2 and abstraction, 3: torchvision's network as a stem (stride 4) and four layers"
     def build(width, in_channels):
+        import torchvision
         net = getattr(torchvision.models, name)(weights=None, num_classes=2)
-        return net, [nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), net.layer1, net.layer2, net.layer3, net.layer4]
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        return net, [stem, net.layer1, net.layer2, net.layer3, net.layer4]
     return build
 
 def _se_resnet50(width, in_channels):
     "pse, 4: the port of the Caffe network (stride in the first 1x1, biases in SE), whose weights the paper used"
+    import timm
     net = timm.create_model("legacy_seresnet50", pretrained=False, num_classes=2)
     return net, [nn.Sequential(net.layer0, net.pool0), net.layer1, net.layer2, net.layer3, net.layer4]
 
@@ -237,6 +242,13 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H,W)
         return torch.relu(x + self.body(x))
 
+def is_residual(
+    module: nn.Module,  # any module
+) -> bool:
+    "Whether a module is one residual block: torchvision's basic or bottleneck block, or ours"
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+    return isinstance(module, (BasicBlock, Bottleneck, Residual))
+
 def _small(width, in_channels):
     "Ours: strides 2, 4, 8, 8"
     a, b, c, d, inner = (scaled(c, width) for c in (16, 32, 64, 160, 128))
@@ -250,10 +262,12 @@ def _timm_units(net, name):
     if hasattr(net, "_stage_out_idx") and hasattr(net, "blocks"):
         stem = nn.Sequential(net.conv_stem, net.bn1, *([net.act1] if hasattr(net, "act1") else []))
         return [(m, i in net._stage_out_idx) for i, m in enumerate([stem, *net.blocks])]
-    raise ValueError(f"timm:{name} ({type(net).__name__}) is not a sequence of feature maps: choose a convolutional trunk, for example timm:resnet26d")
+    raise ValueError(f"timm:{name} ({type(net).__name__}) is not a sequence of feature maps: "
+                     "choose a convolutional trunk, for example timm:resnet26d")
 
 def _timm(name, state=None):
     def build(width, in_channels):
+        import timm
         given = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=state)) if state else dict(pretrained=False)
         net = timm.create_model(name, features_only=True, in_chans=in_channels, **given)
         stages, stage = [], []
@@ -275,7 +289,8 @@ def read_weights(
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise DataError(f"{path} is not a weights file this library reads (.safetensors, or .pth with tensors only): {str(e)[:200]}") from None
+        what = "(.safetensors, or .pth with tensors only)"
+        raise DataError(f"{path} is not a weights file this library reads {what}: {str(e)[:200]}") from None
     for wrap in ("state_dict", "model"): state = state[wrap] if isinstance(state.get(wrap), dict) else state
     return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
@@ -287,8 +302,9 @@ def load_state(
     "Copy tensors by name, leaving heads out; raises `DataError` naming everything missing, left over or of another shape"
     body = lambda d: {k: v for k, v in d.items() if not k.startswith(HEADS) and not k.endswith(HEADS)}
     want, have = body(net.state_dict()), body(state)
-    wrong = ([f"{k} is missing" for k in want if k not in have] + [f"{k} is unknown" for k in have if k not in want] +
-             [f"{k} is {tuple(have[k].shape)}, needed {tuple(v.shape)}" for k, v in want.items() if k in have and have[k].shape != v.shape])
+    wrong = [f"{k} is missing" for k in want if k not in have] + [f"{k} is unknown" for k in have if k not in want]
+    both = [k for k in want if k in have and have[k].shape != want[k].shape]
+    wrong += [f"{k} is {tuple(have[k].shape)}, needed {tuple(want[k].shape)}" for k in both]
     if wrong: raise DataError(f"{source} does not fit this trunk (name, width, in_channels?)", wrong)
     net.load_state_dict(have, strict=False)
 
@@ -296,10 +312,15 @@ def load_state(
 def _imagenet_url(name):
     "Where the published ImageNet weights of a trunk lie"
     if name.startswith("timm:") or name == "se_resnet50":
+        import timm
         cfg = timm.create_model("legacy_seresnet50" if name == "se_resnet50" else name[5:], pretrained=False).pretrained_cfg
         return cfg.get("url") or f"https://huggingface.co/{cfg['hf_hub_id']}/resolve/main/model.safetensors"
     if name in ("vgg16", "inception_v3", "resnet18", "resnet34", "resnet50"):
+        import torchvision
         return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    if name == "alexnet_bn":
+        raise ValueError("ImageNet weights of AlexNet-cvgj are published for Caffe only: convert them once with "
+                         "models.caffe.convert_alexnet_cvgj(FILE.caffemodel, OUT.safetensors), and give that file")
     raise ValueError(f"there are no ImageNet weights for {name}: leave weights=None to start from scratch, or give a file")
 
 def imagenet_file(
@@ -311,7 +332,8 @@ def imagenet_file(
     path = cache_dir()/"weights"/(f"{stem}.safetensors" if url.endswith(".safetensors") else url.rsplit("/", 1)[1])
     if path.is_file(): return path
     try:
-        with urllib.request.urlopen(url, timeout=20) as page, atomic_write(path) as tmp, open(tmp, "wb") as f: shutil.copyfileobj(page, f)
+        with urllib.request.urlopen(url, timeout=20) as page, atomic_write(path) as tmp, open(tmp, "wb") as f:
+            shutil.copyfileobj(page, f)
     except OSError as e:
         raise DataError(f"no ImageNet weights for {name} ({e}): download {url} elsewhere and put it at {path}") from None
     return path
@@ -328,23 +350,25 @@ def backbone(
     in_channels: int = 3,             # channels of the picture
 ) -> Backbone:
     "Build a trunk; raises `ValueError` for an unknown name and `DataError` for weights that do not fit"
-    state = read_weights(imagenet_file(name) if weights == "imagenet" else weights) if weights else None
+    file = imagenet_file(name) if weights == "imagenet" else weights
+    state = read_weights(file) if file else None
     ours = bool(state) and any(k.startswith(("stages.", "backbone.stages.")) for k in state)
-    build = _timm(name[5:], None if ours else state) if name.startswith("timm:") else TRUNKS.get(name)
+    of_timm = name.startswith("timm:")
+    build = _timm(name[5:], None if ours else state) if of_timm else TRUNKS.get(name)
     if build is None: raise ValueError(f"unknown trunk {name!r}: one of {', '.join(TRUNKS)} or timm:NAME")
     net, stages = build(width, in_channels)
-    if name not in OWN_WIDTH and (width != 1 or (in_channels != 3 and not name.startswith("timm:"))): thin(stages, width, in_channels)
+    if name not in OWN_WIDTH and (width != 1 or (in_channels != 3 and not of_timm)): thin(stages, width, in_channels)
     trunk = Backbone(stages, in_channels, name)
     if ours: load_state(trunk, {k.removeprefix("backbone."): v for k, v in state.items() if "stages." in k[:16]}, weights)
-    elif state and not name.startswith("timm:"): load_state(net if net is not None else trunk, state, weights)
-    elif not state and not name.startswith("timm:"): init_he(trunk)
+    elif not of_timm and state: load_state(trunk if net is None else net, state, weights)
+    elif not of_timm: init_he(trunk)
     return trunk
 
 # %% ../../nbs/10_models.backbones.ipynb #c9de80ad
 VGG_FACE_MEAN = (129.1863, 104.7624, 93.5940)  # red, green, blue, on 0..255; the weights expect no division
 
 class VGGFaceHead(nn.Module):
-    "fc6, fc7, fc8 of VGG-16, dropout after the first two (general-to-specific, 2; dropout from the VGG-Face definition, the paper is silent)"
+    "fc6, fc7, fc8 of VGG-16, dropout after the first two (general-to-specific, 2; dropout is VGG-Face's, the paper is silent)"
     def __init__(self,
         n_outputs: int,          # outputs of fc8
         channels: int = 512,     # channels of the trunk's last map
@@ -375,7 +399,8 @@ def load_vgg_face(
     given = [(w, state[k[:-6] + "bias"]) for k, w in state.items() if k.endswith("weight") and k[:-6] + "bias" in state]
     layers = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)] + [head.fc6, head.fc7]
     if given[len(layers):] and given[len(layers)][0].shape == head.fc8.weight.shape: layers.append(head.fc8)
-    wrong = [f"layer {i + 1} is {tuple(w.shape)}, needed {tuple(m.weight.shape)}" for i, ((w, _), m) in enumerate(zip(given, layers)) if w.shape != m.weight.shape]
+    shapes = [(w.shape, m.weight.shape) for (w, _), m in zip(given, layers)]
+    wrong = [f"layer {i} is {tuple(a)}, needed {tuple(b)}" for i, (a, b) in enumerate(shapes, 1) if a != b]
     if wrong or len(given) < len(layers): raise DataError(f"{path} holds {len(given)} layers that are not those of VGG-Face", wrong)
     with torch.no_grad():
         for (w, b), m in zip(given, layers): m.weight.copy_(w); m.bias.copy_(b)

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .backbones import Backbone, backbone as make_backbone, conv_block, scaled
-from .pooling import AttributeModel
+from .backbones import Backbone, backbone as make_backbone, conv_block, is_residual, scaled
+from .contract import AttributeModel
 from .position import init_new, known_bce
 
 # %% ../../nbs/16_models.ladder.ipynb #cf23a773
 def _residual_blocks(cin, cout, n):
     "n basic blocks, the first of which changes the channels with a 1x1 + BN shortcut"
+    from torchvision.models.resnet import BasicBlock
     change = nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout)) if cin != cout else None
     return nn.Sequential(BasicBlock(cin, cout, downsample=change), *(BasicBlock(cout, cout) for _ in range(n - 1)))
 
@@ -27,7 +27,7 @@ def block_counts(
     stages,  # stages of a trunk
 ) -> list:   # residual blocks per stage; 1 for a stage that is not made of them
     "How many blocks a mirror of these stages has"
-    return [len(s) if all(isinstance(m, (BasicBlock, Bottleneck)) for m in s.children()) else 1 for s in stages]
+    return [len(s) if all(map(is_residual, s.children())) else 1 for s in stages]
 
 class LadderDecoder(nn.Module):
     "Encoder maps, shallow to deep -> decoder maps of all levels but the deepest (blan, 2)"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Backbone, conv_block, scaled
-from .pooling import AttributeModel
+from .contract import AttributeModel
 
 # %% ../../nbs/15_models.position.ipynb #bfa789f1
 class SE(nn.Module):

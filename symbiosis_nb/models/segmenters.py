@@ -22,7 +22,8 @@ def _chain(layer, *channels):
     return nn.Sequential(*(layer(a, b) for a, b in zip(channels, channels[1:])))
 
 class EncoderDecoder(nn.Module):
-    "Segmentation by encoder and decoder with unpooling: picture (B,3,H,W) -> logits (B,S,H,W) (symbiosis, 2.2)"
+    """Segmentation by encoder and decoder with unpooling: picture (B,3,H,W) -> logits (B,S,H,W) (symbiosis, 2.2).
+    The paper prints no layer; these are those of nbansal90/Facial_attribute_segmentation, an unofficial code, with nothing shared."""
     def __init__(self,
         n_regions: int,        # S
         width: float = 1.0,    # factor on every channel count

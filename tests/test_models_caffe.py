@@ -30,7 +30,8 @@ def net():
     "Random AlexNet-cvgj, thin: what Caffe stores of it; sums of statistics over a count, as its moving averages are"
     torch.manual_seed(0)
     count, r = 4., lambda *s: torch.randn(*s)
-    layers = {"data/bn": [count * (110 + 10 * r(3)), count * (4_000 + 500 * r(3)), torch.tensor([count])], "data/scale": [1 + .3 * r(3), r(3)]}
+    layers = {"data/bn": [count * (110 + 10 * r(3)), count * (4_000 + 500 * r(3)), torch.tensor([count])]}
+    layers["data/scale"] = [1 + .3 * r(3), r(3)]
     shapes = [m.weight.shape for m in backbone("alexnet_bn", width=WIDTH).modules() if isinstance(m, torch.nn.Conv2d)]
     for i, s in enumerate(shapes, 1):
         layers[f"conv{i}"] = [r(*s) / s[1:].numel() ** .5, r(s[0])]
@@ -46,7 +47,9 @@ def write(path, layers):
 def by_caffe(layers, pixels):
     "Every map of conv1..conv5 from blue, green, red in 0..255, in float64"
     x, maps = pixels.double(), []
-    bn = lambda x, name: (lambda m, v, n: (x - (m / n)[:, None, None]) / ((v / n)[:, None, None] + 1e-5).sqrt())(*(t.double() for t in layers[name]))
+    def bn(x, name):
+        mean, var, count = (t.double() for t in layers[name])
+        return (x - (mean / count)[:, None, None]) / ((var / count)[:, None, None] + 1e-5).sqrt()
     gain, shift = (t.double()[:, None, None] for t in layers["data/scale"])
     x = bn(x, "data/bn") * gain + shift
     for i, how in CONV.items():
@@ -67,7 +70,8 @@ def test_the_converted_network_computes_what_caffe_does(net, tmp_path):
     file = convert_alexnet_cvgj(write(tmp_path/"net.caffemodel", net), tmp_path/"alexnet.safetensors")
     pixels = torch.randint(0, 256, (2, 3, 99, 99)).float()
     trunk = backbone("alexnet_bn", width=WIDTH, weights=file).eval()
-    for got, want in zip(trunk.taps(ours(pixels)), by_caffe(net, pixels)): torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=1e-3)
+    for got, want in zip(trunk.taps(ours(pixels)), by_caffe(net, pixels)):
+        torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=1e-3)
 
 
 def test_what_is_loaded_and_what_not(net, tmp_path):
@@ -86,7 +90,8 @@ def test_a_file_without_biases(net, tmp_path):
     file = convert_alexnet_cvgj(write(tmp_path/"net.caffemodel", plain), tmp_path/"alexnet.safetensors")
     pixels = torch.randint(0, 256, (1, 3, 99, 99)).float()
     zero = {n: [t[0], torch.zeros(len(t[0]))] if len(t) == 1 else t for n, t in plain.items()}
-    torch.testing.assert_close(backbone("alexnet_bn", width=WIDTH, weights=file).eval()(ours(pixels)).double(), by_caffe(zero, pixels)[-1], atol=2e-3, rtol=1e-3)
+    trunk = backbone("alexnet_bn", width=WIDTH, weights=file).eval()
+    torch.testing.assert_close(trunk(ours(pixels)).double(), by_caffe(zero, pixels)[-1], atol=2e-3, rtol=1e-3)
 
 
 def test_double_data_old_sides_and_old_layers(tmp_path):
@@ -99,11 +104,11 @@ def test_double_data_old_sides_and_old_layers(tmp_path):
 
 
 def test_another_network_is_refused(net, tmp_path):
-    short = {n: t for n, t in net.items() if n != "conv4/bn"}
-    with pytest.raises(DataError, match="no conv4/bn"): convert_alexnet_cvgj(write(tmp_path/"a.caffemodel", short), tmp_path/"a.safetensors")
-    with pytest.raises(DataError, match="also has conv6"): convert_alexnet_cvgj(write(tmp_path/"b.caffemodel", net | {"conv6": [torch.ones(1)]}), tmp_path/"b.safetensors")
+    convert = lambda name, layers: convert_alexnet_cvgj(write(tmp_path/f"{name}.caffemodel", layers), tmp_path/f"{name}.safetensors")
+    with pytest.raises(DataError, match="no conv4/bn"): convert("a", {n: t for n, t in net.items() if n != "conv4/bn"})
+    with pytest.raises(DataError, match="also has conv6"): convert("b", net | {"conv6": [torch.ones(1)]})
     with pytest.raises(DataError, match="is missing"): read_caffemodel(tmp_path/"none.caffemodel")
-    file = convert_alexnet_cvgj(write(tmp_path/"c.caffemodel", net), tmp_path/"c.safetensors")
+    file = convert("c", net)
     with pytest.raises(DataError, match="does not fit this trunk"): backbone("alexnet_bn", weights=file)      # another width
     assert not list(tmp_path.glob("[ab].safetensors"))
 

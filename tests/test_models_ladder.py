@@ -158,7 +158,8 @@ def test_classifier_literal():
     ac, x = AttributeClassifier((8, 6, 5), 3, UNITS[1], hidden=7, dropout=0.).double(), torch.randn(4, 8, 6, 5, requires_grad=True)
     def literal():
         y = x
-        for unit, (stride, pad) in zip(ac.units, ((2, 1), (1, 0))): y = bn(F.conv2d(y, unit[0].weight, unit[0].bias, stride=stride, padding=pad), unit[1]).clamp(min=0)
+        for (conv, norm, _), (stride, pad) in zip(ac.units, ((2, 1), (1, 0))):
+            y = bn(F.conv2d(y, conv.weight, conv.bias, stride=stride, padding=pad), norm).clamp(min=0)
         t = y.flatten(1) @ ac.fc1.weight.T + ac.fc1.bias
         pairs = t.clamp(min=0) @ ac.fc2.weight.T + ac.fc2.bias              # absent, present, absent, present, ...
         return t, torch.stack([pairs[:, 2 * j + 1] - pairs[:, 2 * j] for j in range(3)], 1)
@@ -195,7 +196,8 @@ def test_loss_shares_are_those_of_the_encoders_gradient():
     assert all(p.grad is None for p in net.parameters())
     logits, scores, information, error = net.training_outputs(x)
     ce = lambda s: F.binary_cross_entropy_with_logits(s, y, reduction="sum") / 4
-    norm = lambda term: sum(g.square().sum() for g in torch.autograd.grad(term, list(net.backbone.parameters()), retain_graph=True)).sqrt().item()
+    encoder = list(net.backbone.parameters())
+    norm = lambda term: sum(g.square().sum() for g in torch.autograd.grad(term, encoder, retain_graph=True)).sqrt().item()
     by_hand = [norm(t) for t in (sum(ce(s) for s in scores.unbind(1)), .1 * information, .1 * error, ce(logits))]
     torch.testing.assert_close(torch.tensor(list(shares.values())), torch.tensor(by_hand) / sum(by_hand), atol=1e-6, rtol=1e-6)
     assert list(BLAN(5, small(), (40, 32), **ABLATION["Enc"]).double().loss_shares(x, y)) == ["cls"]
@@ -231,12 +233,14 @@ def test_printed_sizes(side, flat):
     with torch.device("meta"):
         net = BLAN(40, size=(side, side)).eval()
         enc, dec = net.ladder(torch.empty(1, 3, side, side))
-    assert [tuple(m.shape[1:]) for m in enc] == [(64, side // 4, side // 4), (128, side // 8, side // 8), (256, side // 16, side // 16), (512, side // 32, side // 32)]
+    assert [tuple(m.shape[1:]) for m in enc] == [(64 * k, side // (4 * k), side // (4 * k)) for k in (1, 2, 4, 8)]
     assert [tuple(m.shape[1:]) for m in dec] == [tuple(m.shape[1:]) for m in enc[:3]]
     assert [c.fc1.in_features for c in net.classifiers] == flat
     assert [(c.fc1.out_features, c.fc2.out_features, c.drop.p) for c in net.classifiers] == [(512, 80, .5)] * 4
-    units = [[(u[0].in_channels, u[0].out_channels, u[0].kernel_size[0], u[0].stride[0]) for u in c.units[:2]] for c in net.classifiers]
-    assert units == [[(64, 32, 5, 4), (32, 16, 1, 1)], [(128, 64, 3, 2), (64, 16, 1, 1)], [(256, 128, 3, 2), (128, 64, 1, 1)], [(512, 256, 3, 2), (256, 256, 1, 1)]]
+    says = lambda conv: (conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0])
+    units = [[says(u[0]) for u in c.units[:2]] for c in net.classifiers]
+    assert units == [[(64, 32, 5, 4), (32, 16, 1, 1)], [(128, 64, 3, 2), (64, 16, 1, 1)],
+                     [(256, 128, 3, 2), (128, 64, 1, 1)], [(512, 256, 3, 2), (256, 256, 1, 1)]]
 
 
 def test_counts_of_the_specification():
@@ -325,7 +329,9 @@ def test_without_fusion_probabilities_are_averaged():
 def test_total_loss_literal():
     net = BLAN(5, small(), (40, 32), alpha=.3, beta=.7, gamma=1.5, dropout=0.).double()
     x, y = torch.rand(3, 3, 40, 32), (torch.rand(3, 5) < .5).double(); y[1, 2] = torch.nan
-    def ce(logits): return sum(-(y[b, j] * sigma(logits[b, j]).log() + (1 - y[b, j]) * (1 - sigma(logits[b, j])).log()) for b in range(3) for j in range(5) if not y[b, j].isnan()) / 3
+    def ce(logits):
+        known = [(b, j) for b in range(3) for j in range(5) if not y[b, j].isnan()]
+        return sum(-(y[i] * sigma(logits[i]).log() + (1 - y[i]) * (1 - sigma(logits[i])).log()) for i in known) / 3
     def literal():
         enc = net.backbone.taps(x); dec = net.decoder(enc)
         maps = [literal_rdam(m, e, d) for m, e, d in zip(net.meet, enc, dec)] + [enc[3]]
@@ -349,7 +355,8 @@ def test_ablation_rows(name):
     n = 3 if name == "Dec+LMIM" else 4                                               # row 3: AC4 has no decoder map, it leaves
     assert outputs[0].shape == (3, 4) and outputs[1].shape == (3, n, 4) and len(net.classifiers) == n
     assert not [n for n, p in net.named_parameters() if p.grad is None]
-    assert (net.decoder is None) == (use.get("features") == "encoder") and (len(net.lmim) == 0) == (use.get("lmim") is False) and (net.fusion is None) == ("fusion" in use)
+    assert (net.decoder is None) == (use.get("features") == "encoder")
+    assert (len(net.lmim) == 0) == (use.get("lmim") is False) and (net.fusion is None) == ("fusion" in use)
     enc, dec = net.eval().ladder(x); maps = net.read(enc, dec)
     wanted = {"encoder": enc, "decoder": dec}.get(net.features)
     if wanted: assert all(torch.equal(a, b) for a, b in zip(maps, wanted))
@@ -373,7 +380,9 @@ def test_row_four_without_the_learnt_join():
     net.loss(net.training_outputs(x), y).backward()
     assert all(p.grad is not None for p in net.parameters())
     with torch.device("meta"): paper, plain = BLAN(40), BLAN(40, features="plain_concat")
-    sizes = lambda net: [(u[0].out_channels, u[0].kernel_size) for c in net.classifiers for u in c.units[:2]] + [c.fc1.in_features for c in net.classifiers]
+    def sizes(net):
+        units = [(u[0].out_channels, u[0].kernel_size) for c in net.classifiers for u in c.units[:2]]
+        return units, [c.fc1.in_features for c in net.classifiers]
     assert sizes(plain) == sizes(paper)                                              # the printed sizes, twice the channels come in
     assert [c.units[0][0].in_channels for c in plain.classifiers] == [128, 256, 512, 512]
 
@@ -395,7 +404,8 @@ def test_where_follows_the_fusion():
     assert net.where(x).min() >= 0 and net.where(x).max() <= 1 and net.reconstruct(x).shape == x.shape
 
 
-@pytest.mark.parametrize("trunk,width,size", [("resnet34", .25, (64, 64)), ("resnet50", .125, (64, 64)), ("vgg_like", .125, (109, 89)), ("alexnet_bn", .25, (227, 227)), ("timm:resnet10t", 1., (64, 64))])
+@pytest.mark.parametrize("trunk,width,size", [("resnet34", .25, (64, 64)), ("resnet50", .125, (64, 64)), ("vgg_like", .125, (109, 89)),
+                                              ("alexnet_bn", .25, (227, 227)), ("timm:resnet10t", 1., (64, 64))])
 def test_any_trunk_at_any_size(trunk, width, size):
     net = BLAN(6, backbone(trunk, width), size).float()
     x, y = torch.rand(2, 3, *size, dtype=torch.float32), torch.ones(2, 6, dtype=torch.float32)

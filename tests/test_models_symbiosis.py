@@ -34,7 +34,8 @@ def same(f, g, inputs, params, tol=1e-9):
 
 
 def literal_bn(x, bn):
-    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) / (var + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
 
 
 def literal_block(block, x, **kw):
@@ -122,7 +123,8 @@ def test_ssp_memory_is_a_tenth():
     assert peak(pool) < 1.2 * X.nbytes   # hardly more than the gradient of the map itself
 
 
-@pytest.mark.parametrize("kw", [dict(scale="regions", even_start=True), dict(after="layer"), dict(after="batch"), dict(after="l2"), dict(norm="mask", scale=3.)])
+@pytest.mark.parametrize("kw", [dict(scale="regions", even_start=True), dict(after="layer"), dict(after="batch"), dict(after="l2"),
+                                dict(norm="mask", scale=3.)])
 def test_ssp_options_train(kw):
     pool, X, S = SSP(6, 4, **kw), torch.randn(5, 6, 5, 4, requires_grad=True), probabilities(5, 3, 5, 4)
     loss = pool(X, S).square().sum(); loss.backward()
@@ -161,7 +163,8 @@ def literal_boxes(points, size, frame, side):
     for b, marks in enumerate(points.tolist()):
         for i, (x, y) in enumerate(marks):
             for r, (w, h) in enumerate([(side, side), (side / 2 ** .5, side * 2 ** .5), (side * 2 ** .5, side / 2 ** .5)]):
-                masks[b, 1 + 3 * i + r] = torch.tensor([[cover(y, h, p, frame[0] / size[0]) * cover(x, w, q, frame[1] / size[1]) for q in range(size[1])] for p in range(size[0])])
+                rows = torch.tensor([cover(y, h, p, frame[0] / size[0]) for p in range(size[0])])
+                masks[b, 1 + 3 * i + r] = rows[:, None] * torch.tensor([cover(x, w, q, frame[1] / size[1]) for q in range(size[1])])
     return masks
 
 
@@ -169,6 +172,10 @@ def cells(m):
     "The pyramid of a 4 x 4 map: all of it, and its four quarters"
     quarters = [m[:, :, i:i + 2, j:j + 2].mean((2, 3)) for i in (0, 2) for j in (0, 2)]
     return torch.cat([m.mean((2, 3)), torch.stack(quarters, 2).flatten(1)], 1)
+
+
+def literal_sspnet(net, x, S):
+    return literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(S, 4), "area")
 
 
 def literal_naive(net, x, S):
@@ -180,8 +187,8 @@ WHOLE = {   # model, extras from masks, its literal form on the trunk's last map
     "avg_pool": (lambda t: AvgPool(t(), 4), lambda S: (), lambda net, x: net.head(sum(m for m in literal_vgg(net.backbone, x).flatten(2).unbind(2)) / 16)),
     "spp_net": (lambda t: SPPNet(t(), 4), lambda S: (), lambda net, x: net.head(cells(literal_vgg(net.backbone, x)))),
     "naive": (lambda t: NaiveNet(t(in_channels=6), 4), lambda S: (S,), literal_naive),
-    "bbox": (lambda t: BBoxNet(t(), 4), lambda S: (POINTS,), lambda net, x, P: literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(literal_boxes(P, (14, 13), (218, 178), 20), 4), "area")),
-    "ssp": (lambda t: SSPNet(t(), 4), lambda S: (S,), lambda net, x, S: literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(S, 4), "area"))}
+    "bbox": (lambda t: BBoxNet(t(), 4), lambda S: (POINTS,), lambda net, x, P: literal_sspnet(net, x, literal_boxes(P, (14, 13), (218, 178), 20))),
+    "ssp": (lambda t: SSPNet(t(), 4), lambda S: (S,), lambda net, x, S: literal_sspnet(net, x, S))}
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -206,7 +213,7 @@ def literal_ssg(ssg, x, S):
     p = literal_pool(g)
     z = torch.einsum("oc,bchw->bohw", ssg.restore[0].weight[:, :, 0, 0], p)
     bn, act = ssg.restore[1], ssg.restore[2]
-    z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+    z = literal_bn(z, bn)
     return torch.where(z > 0, z, z * act.weight.view(1, -1, 1, 1))
 
 
@@ -332,7 +339,9 @@ def literal_sa(sa, xa, xs):
     S0 = torch.einsum("kc,bchw->bkhw", sa.region_maps.weight[..., 0, 0], xs) + sa.region_maps.bias.view(1, -1, 1, 1)
     B, NA, H, W = A0.shape
     P = F.conv2d(literal_bn(S0, sa.bn_s), sa.phi_s.weight, padding=1)
-    a = torch.stack([torch.stack([sum(P[b, j, y, x].exp() / P[b, j].exp().sum() * A0[b, j, y, x] for y in range(H) for x in range(W)) for j in range(NA)]) for b in range(B)])
+    places = [(y, x) for y in range(H) for x in range(W)]
+    pooled = lambda b, j: sum(P[b, j, y, x].exp() / P[b, j].exp().sum() * A0[b, j, y, x] for y, x in places)
+    a = torch.stack([torch.stack([pooled(b, j) for j in range(NA)]) for b in range(B)])
     Q = F.conv2d(literal_bn(A0, sa.bn_a), sa.phi_a.weight, padding=1)
     G = torch.stack([Q[:, k] - Q.exp().sum(1).log() for k in range(Q.shape[1])], 1)
     return a, S0 + G
@@ -358,7 +367,9 @@ def test_sa_both_tasks_train_both_sides():
     sa, xa, xs = SA(3, 2, 5, 4).double(), torch.randn(2, 5, 4, 3), torch.randn(2, 4, 4, 3)
     nn.init.normal_(sa.phi_s.weight); nn.init.normal_(sa.phi_a.weight)
     a, S = sa(xa, xs)
-    for out in (a, S): assert all(g is None or g.abs().sum() > 0 for g in torch.autograd.grad(out.square().sum(), [sa.attribute_maps.weight, sa.region_maps.weight], retain_graph=True))
+    for out in (a, S):
+        grads = torch.autograd.grad(out.square().sum(), [sa.attribute_maps.weight, sa.region_maps.weight], retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in grads)
 
 
 def literal_join(join, taps, size):

@@ -197,7 +197,7 @@ class ScoreFusion(nn.Module):
         w = (self.weight[:-1] + self.weight[-1]).clamp(min=1e-6)
         return w / w.sum(0)
 
-# %% ../../nbs/16_models.ladder.ipynb #4c80f307
+# %% ../../nbs/16_models.ladder.ipynb #046c1a45
 def fusion_rate(
     iterations: int,       # of this run
     lr: float = 1e-4,      # the paper's rate
@@ -241,7 +241,7 @@ class BLAN(AttributeModel):
         features: str = "attention",        # what the classifiers read, one of `FEATURES`
         *,
         deepest: bool | None = None,        # AC4, on the encoder's deepest map; None: yes, but not with features="decoder"
-        levels: int = 4,                    # K: how many of the last maps take part; the paper's is 4
+        levels: int = 4,                    # how many of the last maps take part; the paper's is 4
         dec_start: int | None = None,       # see `LadderDecoder`
         dropout: float = .5,                # of the classifiers; 0 for the scheme "w/o OS"
         relu: bool = True,                  # see `AttributeClassifier`
@@ -266,17 +266,18 @@ class BLAN(AttributeModel):
         self.fusion_lr = fusion_lr if iterations is None else fusion_rate(iterations, fusion_lr)
         self.deepest = features != "decoder" if deepest is None else deepest
         shapes = self.backbone.map_shapes(size)[-levels:]
-        channels, self.K = [c for c, _, _ in shapes], len(shapes)
+        channels, self.levels = [c for c, _, _ in shapes], len(shapes)
         wide = channels[-1] >= 512
         length, hidden = length or (512 if wide else 128), hidden or (512 if wide else 32)
         self.decoder = None if features == "encoder" else _mirror(self.backbone, channels, dec_start)
         make = {"attention": partial(RDAM, **attention), "concat": Join}.get(features)
         self.meet = nn.ModuleList([make(c) for c in channels[:-1]] if make else [])
         read, units = _what_is_read(shapes, features, self.deepest)
+        self.K = len(read)   # classifiers
         self.classifiers = nn.ModuleList([
             AttributeClassifier(s, n_attributes, unit, length, dropout, relu) for s, unit in zip(read, units)])
         self.lmim = nn.ModuleList([MutualInformation(c, length, hidden) for c, _, _ in read] if lmim else [])
-        self.fusion = ScoreFusion(n_attributes, len(read), probs) if fusion else None
+        self.fusion = ScoreFusion(n_attributes, self.K, probs) if fusion else None
         init_new(*(part for name, part in self.named_children() if name != "backbone"))
 
 def _check_choices(trunk, features, rec, info, attention):
@@ -303,15 +304,15 @@ def _what_is_read(shapes, features, deepest):
 
 # %% ../../nbs/16_models.ladder.ipynb #2eff7310
 @patch
-def ladder(self: BLAN, x: Tensor) -> tuple:  # (B,3,H,W) -> encoder maps (K), decoder maps (K-1, or none), both shallow to deep
+def ladder(self: BLAN, x: Tensor) -> tuple:  # (B,3,H,W) -> encoder maps, decoder maps (one less, or none), both shallow to deep
     "Up and down once; raises `ValueError` for pictures of another size than the classifiers were built for"
     (H, W), (h, w) = self.size, x.shape[-2:]
     if (h, w) != (H, W): raise ValueError(f"this BLAN was built for pictures of {H}x{W}, not {h}x{w}: resize them")
-    enc = self.backbone.taps(x)[-self.K:]
+    enc = self.backbone.taps(x)[-self.levels:]
     return enc, [] if self.decoder is None else self.decoder(enc)
 
 @patch
-def read(self: BLAN, enc: list, dec: list) -> list:  # the maps that the classifiers read, K or K-1
+def read(self: BLAN, enc: list, dec: list) -> list:  # the K maps that the classifiers read
     "Encoder, decoder, joined or attended maps; the deepest, where it takes part, is the encoder's"
     if self.features == "encoder": maps = enc[:-1]
     elif self.features == "decoder": maps = dec
@@ -327,13 +328,13 @@ def fuse(self: BLAN, scores: Tensor) -> Tensor:  # (B,K,NA) -> (B,NA)
     return torch.logit(wide.sigmoid().mean(1), eps=1e-7)
 
 @patch
-def per_classifier(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B, classifiers, NA)
+def per_classifier(self: BLAN, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,K,NA)
     "The scores of AC1..AC4, as logits (blan, Figure 3)"
     return torch.stack([c(m)[1] for c, m in zip(self.classifiers, self.read(*self.ladder(x)))], 1)
 
 # %% ../../nbs/16_models.ladder.ipynb #5c7679da
 @patch
-def training_outputs(self: BLAN, x: Tensor) -> tuple:  # prediction (B,NA), scores (B,classifiers,NA), LMIM, reconstruction error
+def training_outputs(self: BLAN, x: Tensor) -> tuple:  # prediction (B,NA), scores (B,K,NA), LMIM, reconstruction error
     "What the total loss takes; both errors per picture, means over the batch, LMIM summed over levels"
     enc, dec = self.ladder(x)
     maps = self.read(enc, dec)
@@ -371,7 +372,7 @@ def loss(self: BLAN, outputs, targets: Tensor) -> Tensor:  # training outputs, o
     if isinstance(outputs, Tensor): return _summed_ce(outputs, targets)
     return sum(self.loss_terms(outputs, targets).values())
 
-# %% ../../nbs/16_models.ladder.ipynb #2c5f305f
+# %% ../../nbs/16_models.ladder.ipynb #91ac8d01
 @patch
 def loss_shares(self: BLAN, x: Tensor, targets: Tensor) -> dict:  # pictures (B,3,H,W), (B,NA) -> name of the term -> share, in all 1
     "How much of the encoder's gradient each weighted term makes: its norm over the sum of norms; running statistics stay (blan, 8.1)"

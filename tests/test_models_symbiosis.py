@@ -325,6 +325,16 @@ def test_ssg_under_autocast_stays_close():
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+def test_ssg_of_one_place_stays_in_the_range_of_float16():
+    torch.set_default_dtype(torch.float32)
+    ssg, x, S = SSG(3, 8, 2), 20 * torch.randn(1, 3, 218, 178), torch.zeros(1, 2, 218, 178)
+    S[:, 0] = 1; S[:, 0, 100, 80], S[:, 1, 100, 80] = 0, 1                    # one place of 38,804: its mask is 38,804 there
+    with torch.autocast("cpu", torch.float16): low = ssg(x, S)
+    assert torch.isfinite(low).all()
+    low.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in ssg.parameters())
+
+
 def test_averaged():
     a, b = (SSPNet(backbone("small", width=.25), 4).double().eval() for _ in range(2))
     x, S = torch.rand(2, 3, 80, 64), probabilities(2, 3, 80, 64)

@@ -128,8 +128,9 @@ class SSG(nn.Module):
         y = self.conv(x)
         masks = self.masks_at(y, masks)
         scale, shift = affine_of_bn(self.bn, y, masks)
-        affine = (v.to(y.dtype) for v in (scale, shift, self.act.weight.view_as(scale)))
-        return self.restore(_GateAndPool.apply(y, masks.to(y.dtype), *affine))
+        half = y[0, 0].numel() ** .5     # of the factor HW: moved from masks to scales, so that neither leaves the range of float16
+        affine = (v.to(y.dtype) for v in (scale * half, shift, self.act.weight.view_as(scale)))
+        return self.restore(_GateAndPool.apply(y, (masks / half).to(y.dtype), *affine))
 
     def normal(self, x: Tensor, masks: Tensor) -> Tensor:  # -> (B,S*C,H,W), region-major
         "The gated copies after BN: for tests and for measuring"

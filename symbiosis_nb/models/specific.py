@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .backbones import VGG_FACE_MEAN, Backbone, VGGFaceHead, load_vgg_face
+from .backbones import IMAGENET_MEAN, IMAGENET_STD, VGG_FACE_MEAN, Backbone, VGGFaceHead, load_vgg_face
 
 # %% ../../nbs/18_models.specific.ipynb #6ca90f70
 class MeanHead(nn.Module):
@@ -79,7 +79,7 @@ def start_from_vgg_face(self: JointNet,
 ):
     "Weight A: VGG-Face, and its own way of centring pictures in place of ImageNet's"
     load_vgg_face(self.backbone, self.head, path)
-    mean, std = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     self.scale.copy_((255*std)[:, None, None])
     self.shift.copy_((255*mean - torch.tensor(VGG_FACE_MEAN))[:, None, None])
 

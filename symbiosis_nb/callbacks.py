@@ -6,7 +6,7 @@
 __all__ = ['seeded', 'pick_precision', 'Autocast', 'HalfPrecision', 'to_float', 'OwnSGD', 'Joint', 'Finite', 'Selection',
            'Iterations', 'Patience', 'Clock', 'Bar', 'Checkpoint', 'Sheet']
 
-# %% ../nbs/28_callbacks.ipynb #9a85a2de
+# %% ../nbs/28_callbacks.ipynb #e7e173e0
 import contextlib, math, random, time
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .core import DataError, atomic_write, progress, seed_everything
 
-# %% ../nbs/28_callbacks.ipynb #a6ddb6fe
+# %% ../nbs/28_callbacks.ipynb #40af55e9
 @contextlib.contextmanager
 def seeded(
     seed: int,
@@ -37,7 +37,7 @@ def seeded(
         cudnn.deterministic, cudnn.benchmark = flags
         torch.set_num_threads(threads); torch.set_grad_enabled(grad)
 
-# %% ../nbs/28_callbacks.ipynb #d593aa0b
+# %% ../nbs/28_callbacks.ipynb #26619685
 def pick_precision(
     wanted: str,  # "auto", "float32", "bfloat16" or "float16"
     device: str,  # "cpu" or "cuda"
@@ -86,7 +86,7 @@ class OwnSGD(Callback):
         for p, rate in self.own:
             if p.grad is not None: p.data.add_(p.grad, alpha=-rate); p.grad = None
 
-# %% ../nbs/28_callbacks.ipynb #82b8c22f
+# %% ../nbs/28_callbacks.ipynb #5a33a657
 class Joint(Callback):
     "Ask a model that has `training_outputs` for all of them while a batch is in its hands"
     order = 9
@@ -95,7 +95,7 @@ class Joint(Callback):
     def after_loss(self): self.leave()
     def leave(self): self.asked.joint = False
 
-# %% ../nbs/28_callbacks.ipynb #ab8a86e2
+# %% ../nbs/28_callbacks.ipynb #f7f4dbc9
 class Finite(Callback):
     "Stop at the first loss or weight that is not finite; raises `FloatingPointError` saying where it began and what to change"
     order = 55   # before the recorder, `Selection` and `Checkpoint`
@@ -132,7 +132,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/28_callbacks.ipynb #e99ba294
+# %% ../nbs/28_callbacks.ipynb #5f7d93f5
 class Iterations(Callback):
     "End the last pass over the training part after so many steps in all"
     order = 54   # after the step has been counted
@@ -150,7 +150,7 @@ class Patience(Callback):
         value = self.recorder.values[-1][self.recorder.metric_names[1:-1].index(self.monitor)]
         self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
 
-# %% ../nbs/28_callbacks.ipynb #3227a8cc
+# %% ../nbs/28_callbacks.ipynb #4e20726f
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order, remembers = 5, ("seconds",)
@@ -250,7 +250,7 @@ class Checkpoint(Callback):
                      remembered={type(cb).__name__: {k: _plain(getattr(cb, k)) for k in cb.remembers} for cb in self._others()})
         with atomic_write(self.file) as tmp: torch.save(state, tmp)
 
-# %% ../nbs/28_callbacks.ipynb #81c0959c
+# %% ../nbs/28_callbacks.ipynb #28ede641
 class Sheet(Callback):
     "After every epoch, a picture file with a few held-out rows: photograph, target, drawn"
     order = 62  # before `Checkpoint`, which must see the random state it leaves

@@ -25,7 +25,7 @@ from fastai.torch_core import to_detach
 from torch import Tensor, nn
 
 from . import metrics as M
-from .adversarial import AdversarialLoss, Adversary, Perceptual
+from .models.adversarial import AdversarialLoss, Adversary, Perceptual
 from .callbacks import (Autocast, Checkpoint, Finite, HalfPrecision, Iterations, Joint, OwnSGD, Patience, Selection, Sheet,
                                     pick_precision, to_float)
 from .core import cache_dir, digest, hardware, keep_freed_memory, quiet, read_json, write_json
@@ -57,7 +57,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #84736192
+# %% ../nbs/31_learner.ipynb #48c37fd7
 def nesterov_step(p, lr, mom, grad_avg, **kwargs):
     "A step along the gradient and the momentum to come, as `torch.optim.SGD(nesterov=True)`"
     p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
@@ -69,7 +69,7 @@ def nesterov(params, lr, mom: float = .9, wd: float = 0.) -> Optimizer:
 OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False),
                   sgd=partial(SGD, decouple_wd=False), nesterov=nesterov)
 
-# %% ../nbs/31_learner.ipynb #bf79734d
+# %% ../nbs/31_learner.ipynb #d102ae26
 def measured_precision(
     dls,                # from `data.loaders`
     model: nn.Module,   # not changed

@@ -34,13 +34,11 @@ def masked_bce(
 # %% ../nbs/20_losses.ipynb #3c0f21a2
 def balance_weights(
     prevalence,           # (NA,) share of positives in the training split
-    limit: float = 20.,   # largest weight; the paper is silent, an attribute with one positive would rule the gradient
 ) -> tuple:               # ((NA,) for positives, (NA,) for negatives)
-    "Weights that make positives and negatives of every attribute count the same (symbiosis, 2.5)"
+    "Weights that make positives and negatives of every attribute count the same: 1/(2p) and 1/(2(1-p)) (symbiosis, 2.5)"
     p = torch.as_tensor(prevalence, dtype=torch.float32)
-    return (.5/p).clamp(max=limit), (.5/(1 - p)).clamp(max=limit)
-
-
+    p = torch.where((p > 0) & (p < 1), p, .5)   # one kind only, or none: nothing to balance
+    return .5/p, .5/(1 - p)
 
 # %% ../nbs/20_losses.ipynb #95040091
 def two_way_softmax(
@@ -76,7 +74,11 @@ def parsing_ce(
 # %% ../nbs/20_losses.ipynb #6787d898
 class JointLoss(nn.Module):
     "Attribute loss plus weighted parsing loss on mixed batches; equal weight is our choice, the paper is silent (symbiosis, 3.4)"
-    def __init__(self, weight: float = 1., resize: str = "logits", weights: tuple | None = None):
+    def __init__(self,
+        weight: float = 1.,            # of the parsing loss
+        resize: str = "logits",        # see `parsing_ce`
+        weights: tuple | None = None,  # of attributes, see `masked_bce`
+    ):
         super().__init__()
         self.weight, self.resize, self.weights = weight, resize, weights
 

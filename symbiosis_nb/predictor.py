@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'find_faces', 'Predictor']
 
-# %% ../nbs/32c_predictor.ipynb #76746ca8
+# %% ../nbs/32c_predictor.ipynb #f4d262a7
 import copy, json, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #af74a373
+# %% ../nbs/32c_predictor.ipynb #48af84c4
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
@@ -107,7 +107,7 @@ def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #b9ad8b94
+# %% ../nbs/32c_predictor.ipynb #40f128ea
 def find_faces(image: Image.Image, name: str = "this photograph") -> crops.Faces:
     "All faces of a photograph; raises `DataError` when there is none"
     found = crops.detect_faces(image)

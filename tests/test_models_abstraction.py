@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from symbiosis_nb.adversarial import AdversarialLoss, Adversary, feature_matching, gan_loss
+from symbiosis_nb.models.adversarial import AdversarialLoss, Adversary, feature_matching, gan_loss
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.data.crops import CELEBA_TRIANGLE, celeba_similarity, move_points
@@ -16,8 +16,8 @@ from symbiosis_nb.inputs import alignment_points, generator_run, label_landmarks
 from symbiosis_nb.learner import Checkpoint
 from symbiosis_nb.losses import euclidean
 from symbiosis_nb.methods import Build, get_method, make_profile
-from symbiosis_nb.models.abstraction import (PALETTE, AbstractionNet, DualPath, GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, fusion_units,
-                                             halve, init_gan, recovered_regions)
+from symbiosis_nb.models.abstraction import (AbstractionNet, DualPath, GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator,
+                                             PALETTE, abstraction_image, fusion_units, halve, init_gan, recovered_regions)
 from symbiosis_nb.models.backbones import backbone, n_parameters
 from symbiosis_nb.runs import Predictor, run
 from symbiosis_nb.vocab import CELEBA, HELEN
@@ -237,7 +237,8 @@ def test_generator_resumes_bit_exactly(data, tmp_path):
 def test_unknown_frames_and_regions_are_refused(data, tmp_path):
     _, parsing, _ = data
     p = resolve(make_profile("smoke"), get_method("dual_path"))
-    with pytest.raises(ValueError, match="'celeba', 'pad' or 'raw'"): generator_run(parsing, replace(p, generator=replace(p.generator, frame="x")), out=tmp_path)
+    wrong = replace(p, generator=replace(p.generator, frame="x"))
+    with pytest.raises(ValueError, match="'celeba', 'pad' or 'raw'"): generator_run(parsing, wrong, out=tmp_path)
     with pytest.raises(DataError, match="missing"): generator_run(parsing, replace(p, generator=replace(p.generator, perceptual="no/vgg19.pth")), out=tmp_path)
 
 

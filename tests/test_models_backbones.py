@@ -103,7 +103,8 @@ def test_published_inception_file(tmp_path):
 @pytest.mark.parametrize("name,theirs", [("resnet18", "resnet18"), ("vgg16", "vgg16")])
 def test_published_torchvision_file(tmp_path, name, theirs):
     with torch.device("meta" if name == "vgg16" else "cpu"): net = getattr(torchvision.models, theirs)(weights=None)
-    state = {k: torch.randn(v.shape) * .05 if v.is_floating_point() else torch.zeros_like(v, device="cpu") for k, v in net.state_dict().items() if "classifier" not in k}
+    draw = lambda v: torch.randn(v.shape) * .05 if v.is_floating_point() else torch.zeros_like(v, device="cpu")
+    state = {k: draw(v) for k, v in net.state_dict().items() if "classifier" not in k}
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path/"w.pth")
     trunk = backbone(name, weights=tmp_path/"w.pth")
     first = next(m for m in trunk.modules() if isinstance(m, nn.Conv2d))

@@ -5,8 +5,9 @@ from torch import nn
 
 from symbiosis_nb.learner import OwnSGD, split_groups
 from symbiosis_nb.models.backbones import backbone, n_parameters, peak_bytes, saved_bytes
-from symbiosis_nb.models.ladder import (ABLATION, BLAN, ORDERS, RDAM, UNITS, AttributeClassifier, ChannelGate, LadderDecoder, MutualInformation, ScoreFusion, SpatialGate,
-                                        information_loss)
+from symbiosis_nb.models.ladder import (ABLATION, BLAN, FEATURES, ORDERS, OTHER_READINGS, RDAM, UNITS, AttributeClassifier, ChannelGate, LadderDecoder,
+                                        MutualInformation, ScoreFusion, SpatialGate, fusion_rate, information_loss)
+from symbiosis_nb.models.position import SE, init_new
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,26 @@ def test_rdam_choices_the_paper_leaves_open():
     with pytest.raises(ValueError, match="order: only features='attention'"): BLAN(4, small(), (40, 32), features="concat", order="parallel")
 
 
+@pytest.mark.parametrize("channels", [8, 16, 32, 64, 128])
+def test_gates_are_alive_at_the_start(channels):
+    "A gate is dead when no hidden unit says anything about any picture; with one unit at 16 channels that were 39 % of the draws"
+    torch.set_default_dtype(torch.float32); torch.manual_seed(0)
+    dead = 0
+    for _ in range(300):
+        gate, x = ChannelGate(channels), torch.randn(8, channels, 6, 5).relu()
+        init_new(gate)
+        dead += all((gate.mlp[0](v) <= 0).all() for v in (x.mean((2, 3)), x.amax((2, 3))))
+    assert dead / 300 <= (.04 if channels == 64 else .01)      # at 64 channels CBAM's C/16 are four units
+    wanted = 8 if channels <= 32 else channels // 16
+    assert ChannelGate(channels).mlp[0].out_features == SE(channels).gate[0].out_features == wanted
+
+
+def test_the_gates_of_a_narrow_network_learn():
+    net, x, y = BLAN(4, small(), (40, 32)).double(), torch.rand(6, 3, 40, 32), (torch.rand(6, 4) < .5).double()
+    net.loss(net.training_outputs(x), y).backward()
+    assert all(m.channel.mlp[0].weight.grad.abs().sum() > 0 for m in net.meet)
+
+
 # ---- decoder
 def literal_block(b, x):
     "A basic block: conv-BN-ReLU-conv-BN, shortcut, ReLU"
@@ -137,7 +158,8 @@ def test_classifier_literal():
     ac, x = AttributeClassifier((8, 6, 5), 3, UNITS[1], hidden=7, dropout=0.).double(), torch.randn(4, 8, 6, 5, requires_grad=True)
     def literal():
         y = x
-        for unit, (stride, pad) in zip(ac.units, ((2, 1), (1, 0))): y = bn(F.conv2d(y, unit[0].weight, unit[0].bias, stride=stride, padding=pad), unit[1]).clamp(min=0)
+        for (conv, norm, _), (stride, pad) in zip(ac.units, ((2, 1), (1, 0))):
+            y = bn(F.conv2d(y, conv.weight, conv.bias, stride=stride, padding=pad), norm).clamp(min=0)
         t = y.flatten(1) @ ac.fc1.weight.T + ac.fc1.bias
         pairs = t.clamp(min=0) @ ac.fc2.weight.T + ac.fc2.bias              # absent, present, absent, present, ...
         return t, torch.stack([pairs[:, 2 * j + 1] - pairs[:, 2 * j] for j in range(3)], 1)
@@ -150,6 +172,44 @@ def test_classifier_without_relu():
     pairs = (t @ ac.fc2.weight.T + ac.fc2.bias).unflatten(1, (3, 2))
     torch.testing.assert_close(s, pairs[..., 1] - pairs[..., 0])
     assert not BLAN(3, small(), (40, 32), relu=False).classifiers[0].act(torch.tensor(-1.)) > -1
+
+
+def test_mutual_information_as_a_sum():
+    x, nets = torch.rand(3, 3, 40, 32), {}
+    for info in ("mean", "sum"):
+        torch.manual_seed(1); nets[info] = BLAN(5, small(), (40, 32), info=info, dropout=0.)
+    mean, total = (net.training_outputs(x)[2] for net in nets.values())
+    net = nets["mean"]
+    maps = net.read(*net.ladder(x))
+    per_level = [mi(m, ac(m)[0]) for mi, m, ac in zip(net.lmim, maps, net.classifiers)]
+    torch.testing.assert_close(mean, sum(per_level))
+    torch.testing.assert_close(total, sum(v * m.shape[2] * m.shape[3] for v, m in zip(per_level, maps)))   # per picture
+    with pytest.raises(ValueError, match="info is 'mean' or 'sum'"): BLAN(5, small(), (40, 32), info="max")
+
+
+def test_loss_shares_are_those_of_the_encoders_gradient():
+    net, x, y = BLAN(5, small(), (40, 32), dropout=0.).double(), torch.randn(4, 3, 40, 32), (torch.rand(4, 5) < .3).double()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    shares = net.loss_shares(x, y)
+    assert list(shares) == ["cls", "lmim", "rec", "fusion"] and abs(sum(shares.values()) - 1) < 1e-9
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())          # nothing has moved
+    assert all(p.grad is None for p in net.parameters())
+    logits, scores, information, error = net.training_outputs(x)
+    ce = lambda s: F.binary_cross_entropy_with_logits(s, y, reduction="sum") / 4
+    encoder = list(net.backbone.parameters())
+    norm = lambda term: sum(g.square().sum() for g in torch.autograd.grad(term, encoder, retain_graph=True)).sqrt().item()
+    by_hand = [norm(t) for t in (sum(ce(s) for s in scores.unbind(1)), .1 * information, .1 * error, ce(logits))]
+    torch.testing.assert_close(torch.tensor(list(shares.values())), torch.tensor(by_hand) / sum(by_hand), atol=1e-6, rtol=1e-6)
+    assert list(BLAN(5, small(), (40, 32), **ABLATION["Enc"]).double().loss_shares(x, y)) == ["cls"]
+
+
+def test_by_means_the_printed_weights_leave_lmim_and_reconstruction_almost_nothing():
+    torch.set_default_dtype(torch.float32)
+    x, y, shares = torch.randn(8, 3, 80, 64), (torch.rand(8, 40) < .3).float(), {}
+    for how in ("mean", "sum"):
+        torch.manual_seed(1); shares[how] = BLAN(40, small(.5), (80, 64), info=how, rec=how).loss_shares(x, y)
+    assert shares["mean"]["lmim"] < .02 and shares["mean"]["rec"] < .01
+    assert shares["sum"]["lmim"] > .05 and shares["sum"]["rec"] > .2
 
 
 def test_reconstruction_error_as_a_sum():
@@ -173,12 +233,14 @@ def test_printed_sizes(side, flat):
     with torch.device("meta"):
         net = BLAN(40, size=(side, side)).eval()
         enc, dec = net.ladder(torch.empty(1, 3, side, side))
-    assert [tuple(m.shape[1:]) for m in enc] == [(64, side // 4, side // 4), (128, side // 8, side // 8), (256, side // 16, side // 16), (512, side // 32, side // 32)]
+    assert [tuple(m.shape[1:]) for m in enc] == [(64 * k, side // (4 * k), side // (4 * k)) for k in (1, 2, 4, 8)]
     assert [tuple(m.shape[1:]) for m in dec] == [tuple(m.shape[1:]) for m in enc[:3]]
     assert [c.fc1.in_features for c in net.classifiers] == flat
     assert [(c.fc1.out_features, c.fc2.out_features, c.drop.p) for c in net.classifiers] == [(512, 80, .5)] * 4
-    units = [[(u[0].in_channels, u[0].out_channels, u[0].kernel_size[0], u[0].stride[0]) for u in c.units[:2]] for c in net.classifiers]
-    assert units == [[(64, 32, 5, 4), (32, 16, 1, 1)], [(128, 64, 3, 2), (64, 16, 1, 1)], [(256, 128, 3, 2), (128, 64, 1, 1)], [(512, 256, 3, 2), (256, 256, 1, 1)]]
+    says = lambda conv: (conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0])
+    units = [[says(u[0]) for u in c.units[:2]] for c in net.classifiers]
+    assert units == [[(64, 32, 5, 4), (32, 16, 1, 1)], [(128, 64, 3, 2), (64, 16, 1, 1)],
+                     [(256, 128, 3, 2), (128, 64, 1, 1)], [(512, 256, 3, 2), (256, 256, 1, 1)]]
 
 
 def test_counts_of_the_specification():
@@ -267,7 +329,9 @@ def test_without_fusion_probabilities_are_averaged():
 def test_total_loss_literal():
     net = BLAN(5, small(), (40, 32), alpha=.3, beta=.7, gamma=1.5, dropout=0.).double()
     x, y = torch.rand(3, 3, 40, 32), (torch.rand(3, 5) < .5).double(); y[1, 2] = torch.nan
-    def ce(logits): return sum(-(y[b, j] * sigma(logits[b, j]).log() + (1 - y[b, j]) * (1 - sigma(logits[b, j])).log()) for b in range(3) for j in range(5) if not y[b, j].isnan()) / 3
+    def ce(logits):
+        known = [(b, j) for b in range(3) for j in range(5) if not y[b, j].isnan()]
+        return sum(-(y[i] * sigma(logits[i]).log() + (1 - y[i]) * (1 - sigma(logits[i])).log()) for i in known) / 3
     def literal():
         enc = net.backbone.taps(x); dec = net.decoder(enc)
         maps = [literal_rdam(m, e, d) for m, e, d in zip(net.meet, enc, dec)] + [enc[3]]
@@ -288,16 +352,47 @@ def test_ablation_rows(name):
     x, y = torch.rand(3, 3, 40, 32), (torch.rand(3, 4) < .5).double()
     net.joint = True; outputs = net.train()(x)
     net.loss(outputs, y).backward()
-    assert outputs[0].shape == (3, 4) and outputs[1].shape == (3, 4, 4)
+    n = 3 if name == "Dec+LMIM" else 4                                               # row 3: AC4 has no decoder map, it leaves
+    assert outputs[0].shape == (3, 4) and outputs[1].shape == (3, n, 4) and len(net.classifiers) == n
     assert not [n for n, p in net.named_parameters() if p.grad is None]
-    assert (net.decoder is None) == (use.get("features") == "encoder") and (len(net.lmim) == 0) == (use.get("lmim") is False) and (net.fusion is None) == ("fusion" in use)
+    assert (net.decoder is None) == (use.get("features") == "encoder")
+    assert (len(net.lmim) == 0) == (use.get("lmim") is False) and (net.fusion is None) == ("fusion" in use)
     enc, dec = net.eval().ladder(x); maps = net.read(enc, dec)
-    wanted = {"encoder": enc, "decoder": [*dec, enc[3]]}.get(net.features)
+    wanted = {"encoder": enc, "decoder": dec}.get(net.features)
     if wanted: assert all(torch.equal(a, b) for a, b in zip(maps, wanted))
     if net.features == "concat": torch.testing.assert_close(maps[0], torch.relu(net.meet[0].join[1](net.meet[0].join[0](torch.cat([enc[0], dec[0]], 1)))))
     assert net(x).shape == (3, 4)                                                    # in evaluation: the prediction alone
     if name != "Enc+Dec+LMIM+RDAM+SF (full BLAN)" and net.features != "attention":
         with pytest.raises(ValueError, match="no gates"): net.where(x)
+
+
+def test_row_three_with_ac4():
+    net, x = BLAN(4, small(), (40, 32), **OTHER_READINGS["Dec+LMIM"]).double().eval(), torch.rand(2, 3, 40, 32)
+    enc, dec = net.ladder(x)
+    assert all(torch.equal(a, b) for a, b in zip(net.read(enc, dec), [*dec, enc[3]])) and net.per_classifier(x).shape == (2, 4, 4)
+
+
+def test_row_four_without_the_learnt_join():
+    net, x, y = BLAN(4, small(), (40, 32), **OTHER_READINGS["Enc+Dec+LMIM"]).double(), torch.rand(3, 3, 40, 32), (torch.rand(3, 4) < .5).double()
+    enc, dec = net.ladder(x)
+    for got, (e, d) in zip(net.read(enc, dec), zip(enc, dec)): assert torch.equal(got, torch.cat([e, d], 1))
+    assert len(net.meet) == 0
+    net.loss(net.training_outputs(x), y).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    with torch.device("meta"): paper, plain = BLAN(40), BLAN(40, features="plain_concat")
+    def sizes(net):
+        units = [(u[0].out_channels, u[0].kernel_size) for c in net.classifiers for u in c.units[:2]]
+        return units, [c.fc1.in_features for c in net.classifiers]
+    assert sizes(plain) == sizes(paper)                                              # the printed sizes, twice the channels come in
+    assert [c.units[0][0].in_channels for c in plain.classifiers] == [128, 256, 512, 512]
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("deepest", [True, False])
+def test_with_and_without_the_deepest(features, deepest):
+    net, x = BLAN(4, small(), (40, 32), features, deepest=deepest).double().eval(), torch.rand(2, 3, 40, 32)
+    assert net.per_classifier(x).shape == (2, 3 + deepest, 4) and net(x).shape == (2, 4) and net.fusion.weight.shape == (4 + deepest, 4)
+    if features == "attention": assert net.where(x).shape == (2, 4, 20, 16)
 
 
 def test_where_follows_the_fusion():
@@ -309,7 +404,8 @@ def test_where_follows_the_fusion():
     assert net.where(x).min() >= 0 and net.where(x).max() <= 1 and net.reconstruct(x).shape == x.shape
 
 
-@pytest.mark.parametrize("trunk,width,size", [("resnet34", .25, (64, 64)), ("resnet50", .125, (64, 64)), ("vgg_like", .125, (109, 89)), ("alexnet_bn", .25, (227, 227)), ("timm:resnet10t", 1., (64, 64))])
+@pytest.mark.parametrize("trunk,width,size", [("resnet34", .25, (64, 64)), ("resnet50", .125, (64, 64)), ("vgg_like", .125, (109, 89)),
+                                              ("alexnet_bn", .25, (227, 227)), ("timm:resnet10t", 1., (64, 64))])
 def test_any_trunk_at_any_size(trunk, width, size):
     net = BLAN(6, backbone(trunk, width), size).float()
     x, y = torch.rand(2, 3, *size, dtype=torch.float32), torch.ones(2, 6, dtype=torch.float32)
@@ -333,6 +429,26 @@ def test_fusion_weights_have_their_own_sgd():
     before, grad = net.fusion.weight.detach().clone(), net.fusion.weight.grad.clone()
     OwnSGD(net.sgd_parameters()).before_step()
     torch.testing.assert_close(net.fusion.weight.detach(), before - .05 * grad); assert net.fusion.weight.grad is None
+
+
+def test_fusion_rate_makes_up_for_missing_iterations():
+    assert fusion_rate(50_000) == 1e-4 and fusion_rate(5_000) == pytest.approx(1e-3) and fusion_rate(1) == .05
+    assert BLAN(4, small(), (40, 32)).sgd_parameters()[0][1] == 1e-4                 # as the paper has it, unless told
+    assert BLAN(4, small(), (40, 32), iterations=2_500).sgd_parameters()[0][1] == pytest.approx(2e-3)
+
+
+def test_fusion_is_a_mean_in_a_short_run_unless_its_rate_is_scaled():
+    shares = {}
+    for lr in (1e-4, fusion_rate(400)):
+        torch.manual_seed(0); fusion = ScoreFusion(1)
+        own = OwnSGD([(fusion.weight, lr)])
+        for _ in range(400):
+            y = (torch.rand(64, 1) < .5).double()
+            s = torch.stack([2 * torch.randn(64, 1) if k != 1 else 4 * y - 2 for k in range(4)], 1)   # only AC2 knows
+            F.binary_cross_entropy_with_logits(fusion(s), y).backward(); own.before_step()
+        shares[lr] = fusion.shares()[:, 0].detach()
+    short, scaled = shares.values()
+    assert (short - .25).abs().max() < .03 and scaled[1] > .5
 
 
 def test_under_autocast():

@@ -23,7 +23,8 @@ def same(f, g, variables, tol=1e-9):
     a, b = f(), g()
     torch.testing.assert_close(a, b, atol=tol, rtol=tol)
     w = torch.randn_like(a)
-    for t, u in zip(torch.autograd.grad((a * w).sum(), variables), torch.autograd.grad((b * w).sum(), variables)): torch.testing.assert_close(t, u, atol=tol, rtol=tol)
+    grads = (torch.autograd.grad((out * w).sum(), variables) for out in (a, b))
+    for t, u in zip(*grads): torch.testing.assert_close(t, u, atol=tol, rtol=tol)
 
 
 def bn(x, m):
@@ -75,7 +76,8 @@ def test_se_literal():
     same(lambda: se(X), literal, [X, *se.parameters()])
 
 
-@pytest.mark.parametrize("channels,conv,size,fc", [(256, 177, (13, 13), 5593), (256, 177, (6, 6), 1204), (2048, 1409, (7, 7), 12721), (512, 353, (7, 7), 49 * 32 * 2 + 32 + 49)])
+@pytest.mark.parametrize("channels,conv,size,fc", [(256, 177, (13, 13), 5593), (256, 177, (6, 6), 1204), (2048, 1409, (7, 7), 12721),
+                                                   (512, 353, (7, 7), 49 * 32 * 2 + 32 + 49)])
 def test_parameter_oracles(channels, conv, size, fc):
     assert n_parameters(PSE(channels)) == n_parameters(PSE(channels, "conv", size)) == conv
     assert n_parameters(PSE(channels, "fc", size)) == fc
@@ -129,12 +131,34 @@ def test_groups_are_read_and_partition():
     first = {"Attractive", "Blurry", "Chubby", "Heavy_Makeup", "Male", "Oval_Face", "Pale_Skin", "Smiling", "Young"}
     assert {CELEBA.names[i] for i in GROUPS[0]} == first
     for vocab in (WIDER, BERKELEY):
-        assert GroupNet(backbone("small", width=.25), vocab.group_indices(), (40, 32)).float()(torch.rand(2, 3, 40, 32, dtype=torch.float32)).shape == (2, len(vocab))
+        net = GroupNet(backbone("small", width=.25), vocab.group_indices(), (40, 32)).float()
+        assert net(torch.rand(2, 3, 40, 32, dtype=torch.float32)).shape == (2, len(vocab))
     with pytest.raises(ValueError, match="once"): GroupNet(backbone("small", width=.25), [[0, 2]], (40, 32))
 
 
-def test_loss_is_the_sum_of_eight_means():
+def test_loss_is_summed_as_by_caffe():
     net = GroupNet(backbone("small", width=.25), GROUPS, (40, 32)).double()
+    logits, y = torch.randn(3, 40), (torch.rand(3, 40) < .3).double(); y[0, 3] = torch.nan
+    p = sigma(logits)
+    known = [(b, a) for b in range(3) for a in range(40) if not y[b, a].isnan()]
+    by_hand = sum(-(y[i] * p[i].log() + (1 - y[i]) * (1 - p[i]).log()) for i in known) / 3
+    torch.testing.assert_close(net.loss(logits, y), by_hand)          # over outputs and groups; by the number of pictures
+    assert PSENet(backbone("small", width=.25), GROUPS, "conv", (40, 32)).loss_per == "attribute"
+    with pytest.raises(ValueError, match="'attribute' or 'group'"): GroupNet(backbone("small", width=.25), GROUPS, (40, 32), loss_per="mean")
+
+
+def test_a_mean_per_group_makes_the_gradient_four_times_smaller():
+    torch.manual_seed(0)
+    logits, y = torch.randn(256, 40, requires_grad=True), (torch.rand(256, 40) < .5).double()
+    norms = []
+    for per in ("attribute", "group"):
+        net = GroupNet(backbone("small", width=.25), GROUPS, (40, 32), loss_per=per).double()
+        norms.append(torch.autograd.grad(net.loss(logits, y), logits)[0].abs().sum().item())
+    assert 4.4 < norms[0] / norms[1] < 5.6                            # 40 attributes, eight groups: 5 on the logits
+
+
+def test_loss_per_group_is_the_sum_of_eight_means():
+    net = GroupNet(backbone("small", width=.25), GROUPS, (40, 32), loss_per="group").double()
     logits, y = torch.randn(3, 40, requires_grad=True), (torch.rand(3, 40) < .3).double()
     y[0, 3] = torch.nan; y[:, GROUPS[7]] = torch.nan          # one label unknown; a whole group unknown
     p = sigma(logits)
@@ -148,7 +172,7 @@ def test_loss_is_the_sum_of_eight_means():
     torch.testing.assert_close(loss, literal())
     a, b = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (loss, literal()))
     torch.testing.assert_close(a, b); assert a[:, GROUPS[7]].abs().sum() == 0 and a[0, 3] == 0
-    every = GroupNet(backbone("small", width=.25), GROUPS, (40, 32), loss_per="attribute")
+    every = GroupNet(backbone("small", width=.25), GROUPS, (40, 32))
     torch.testing.assert_close(every.loss(logits, y), known_bce(logits, y)[0].sum() / 3)
     assert net.loss(logits.float(), y.float()).dtype == torch.float32 and net.loss(logits.bfloat16(), y.float()).dtype == torch.float32
 

@@ -1,4 +1,4 @@
-"General to specific: VGG-16 with pairs against a literal transcription, inheritance, the joined network, chains of runs (resume, sharing, processes), faces of a photograph"
+"General to specific: VGG-16 with pairs against a literal transcription, inheritance, the joined network, chains of runs, faces of a photograph"
 from dataclasses import replace
 
 import numpy as np

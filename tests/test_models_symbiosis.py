@@ -3,7 +3,7 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 
-from symbiosis_nb.losses import parsing_ce
+from symbiosis_nb.losses import balance_weights, masked_bce, parsing_ce
 from symbiosis_nb.models.backbones import backbone, n_parameters, peak_bytes
 from symbiosis_nb.models.gating import SSG, Averaged, SSGNet, affine_of_bn, sum_to_one
 from symbiosis_nb.models.pooling import SSP, AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet, landmark_masks
@@ -34,7 +34,8 @@ def same(f, g, inputs, params, tol=1e-9):
 
 
 def literal_bn(x, bn):
-    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) / (var + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
 
 
 def literal_block(block, x, **kw):
@@ -122,7 +123,8 @@ def test_ssp_memory_is_a_tenth():
     assert peak(pool) < 1.2 * X.nbytes   # hardly more than the gradient of the map itself
 
 
-@pytest.mark.parametrize("kw", [dict(scale="regions", even_start=True), dict(after="layer"), dict(after="batch"), dict(after="l2"), dict(norm="mask", scale=3.)])
+@pytest.mark.parametrize("kw", [dict(scale="regions", even_start=True), dict(after="layer"), dict(after="batch"), dict(after="l2"),
+                                dict(norm="mask", scale=3.)])
 def test_ssp_options_train(kw):
     pool, X, S = SSP(6, 4, **kw), torch.randn(5, 6, 5, 4, requires_grad=True), probabilities(5, 3, 5, 4)
     loss = pool(X, S).square().sum(); loss.backward()
@@ -161,7 +163,8 @@ def literal_boxes(points, size, frame, side):
     for b, marks in enumerate(points.tolist()):
         for i, (x, y) in enumerate(marks):
             for r, (w, h) in enumerate([(side, side), (side / 2 ** .5, side * 2 ** .5), (side * 2 ** .5, side / 2 ** .5)]):
-                masks[b, 1 + 3 * i + r] = torch.tensor([[cover(y, h, p, frame[0] / size[0]) * cover(x, w, q, frame[1] / size[1]) for q in range(size[1])] for p in range(size[0])])
+                rows = torch.tensor([cover(y, h, p, frame[0] / size[0]) for p in range(size[0])])
+                masks[b, 1 + 3 * i + r] = rows[:, None] * torch.tensor([cover(x, w, q, frame[1] / size[1]) for q in range(size[1])])
     return masks
 
 
@@ -169,6 +172,10 @@ def cells(m):
     "The pyramid of a 4 x 4 map: all of it, and its four quarters"
     quarters = [m[:, :, i:i + 2, j:j + 2].mean((2, 3)) for i in (0, 2) for j in (0, 2)]
     return torch.cat([m.mean((2, 3)), torch.stack(quarters, 2).flatten(1)], 1)
+
+
+def literal_sspnet(net, x, S):
+    return literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(S, 4), "area")
 
 
 def literal_naive(net, x, S):
@@ -180,8 +187,8 @@ WHOLE = {   # model, extras from masks, its literal form on the trunk's last map
     "avg_pool": (lambda t: AvgPool(t(), 4), lambda S: (), lambda net, x: net.head(sum(m for m in literal_vgg(net.backbone, x).flatten(2).unbind(2)) / 16)),
     "spp_net": (lambda t: SPPNet(t(), 4), lambda S: (), lambda net, x: net.head(cells(literal_vgg(net.backbone, x)))),
     "naive": (lambda t: NaiveNet(t(in_channels=6), 4), lambda S: (S,), literal_naive),
-    "bbox": (lambda t: BBoxNet(t(), 4), lambda S: (POINTS,), lambda net, x, P: literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(literal_boxes(P, (14, 13), (218, 178), 20), 4), "area")),
-    "ssp": (lambda t: SSPNet(t(), 4), lambda S: (S,), lambda net, x, S: literal_ssp(net.pool, literal_vgg(net.backbone, x), F.adaptive_avg_pool2d(S, 4), "area"))}
+    "bbox": (lambda t: BBoxNet(t(), 4), lambda S: (POINTS,), lambda net, x, P: literal_sspnet(net, x, literal_boxes(P, (14, 13), (218, 178), 20))),
+    "ssp": (lambda t: SSPNet(t(), 4), lambda S: (S,), lambda net, x, S: literal_sspnet(net, x, S))}
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -197,7 +204,8 @@ def literal_ssg(ssg, x, S):
     "Gate, BN, PReLU, max-pool and the restoring convolution written out, statistics by hand"
     C, NS = ssg.conv.out_channels, S.shape[1]
     y = F.conv2d(x, ssg.conv.weight, padding=1)
-    copies = [y * (S[:, k] / (S[:, k].sum((1, 2), keepdim=True) + 1e-6))[:, None] for k in range(NS)]
+    places = y.shape[2] * y.shape[3]
+    copies = [y * (S[:, k] / (S[:, k].sum((1, 2), keepdim=True) + 1e-6))[:, None] * places for k in range(NS)]
     g = torch.cat(copies, 1)                                                                     # channel k*C + c
     mean, var = g.mean((0, 2, 3), keepdim=True), g.var((0, 2, 3), correction=0, keepdim=True)
     g = (g - mean) / (var + ssg.bn.eps).sqrt() * ssg.bn.weight.view(1, -1, 1, 1) + ssg.bn.bias.view(1, -1, 1, 1)
@@ -205,7 +213,7 @@ def literal_ssg(ssg, x, S):
     p = literal_pool(g)
     z = torch.einsum("oc,bchw->bohw", ssg.restore[0].weight[:, :, 0, 0], p)
     bn, act = ssg.restore[1], ssg.restore[2]
-    z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.var((0, 2, 3), correction=0, keepdim=True) + bn.eps).sqrt() * bn.weight.view(1, -1, 1, 1) + bn.bias.view(1, -1, 1, 1)
+    z = literal_bn(z, bn)
     return torch.where(z > 0, z, z * act.weight.view(1, -1, 1, 1))
 
 
@@ -230,6 +238,42 @@ def test_ssg_running_statistics_and_evaluation():
     for (n, a), b in zip(ours.named_buffers(), theirs.buffers()): torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10, msg=n)
     assert ours.bn.num_batches_tracked == 3
     torch.testing.assert_close(ours.eval()(x, S), theirs.eval().literal(x, S), atol=1e-9, rtol=1e-9)
+
+
+def face(n, size):
+    "Probabilities of seven regions: a background of half the places down to eyes of four, as sure as a parser is"
+    label = torch.zeros(28, 23, dtype=torch.long)
+    label[2:26, 4:19] = 1; label[6:25, 6:17] = 2; label[8, 7:10] = 4; label[8, 13:16] = 4
+    label[10, 8:10] = 3; label[10, 13:15] = 3; label[19:21, 9:14] = 5; label[11:16, 10:13] = 6
+    maps = torch.stack([F.one_hot(label.roll(i, 1), 7).movedim(-1, 0) * .98 + .02 / 7 for i in range(n)])
+    return F.adaptive_avg_pool2d(maps.to(torch.get_default_dtype()), size)
+
+
+@pytest.mark.parametrize("size", [(28, 23), (14, 12), (109, 89)])
+@pytest.mark.parametrize("gain", [1., .2])
+def test_bn_after_gating_makes_every_region_normal(size, gain):
+    torch.set_default_dtype(torch.float32)
+    ssg, x, S = SSG(16, 8, 7), gain * torch.randn(2, 16, *size).relu(), face(2, size)
+    spread = lambda normal: normal.transpose(0, 1).unflatten(0, (7, 8)).flatten(2).std(2).mean(1)
+    torch.testing.assert_close(spread(ssg.normal(x, S)), torch.ones(7), atol=1e-2, rtol=0)       # background, hair, ..., eyes, mouth
+    if gain < 1:                                              # with masks that only sum to one, the eps of BN rules
+        y = ssg.conv(x)
+        alone = nn.BatchNorm2d(56)((y[:, None] * sum_to_one(S)[:, :, None]).flatten(1, 2))
+        assert spread(alone)[0] < .6
+
+
+def test_ssg_masks_sum_to_one_before_they_are_rescaled():
+    ssg, x, S = SSG(3, 4, 3).double(), torch.randn(2, 3, 7, 6), probabilities(2, 3, 14, 12)
+    torch.testing.assert_close(ssg.masks_at(ssg.conv(x), S) / 42, sum_to_one(F.adaptive_avg_pool2d(S, (7, 6))))
+
+
+def test_ssg_starts_by_he():
+    torch.manual_seed(0)
+    ssg = SSG(256, 512, 7)
+    for conv, fan_out in ((ssg.conv, 9 * 512), (ssg.restore[0], 512)):
+        assert abs(conv.weight.std().item() / (2 / fan_out) ** .5 - 1) < .02 and conv.bias is None
+    with_pool = SSGNet(backbone("vgg_like", width=.25), 4, n_regions=7).backbone.stages[3][-1]
+    assert abs(with_pool.conv.weight.std().item() / (2 / (9 * 128)) ** .5 - 1) < .02
 
 
 def test_ssg_memory_is_a_third():
@@ -281,6 +325,16 @@ def test_ssg_under_autocast_stays_close():
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+def test_ssg_of_one_place_stays_in_the_range_of_float16():
+    torch.set_default_dtype(torch.float32)
+    ssg, x, S = SSG(3, 8, 2), 20 * torch.randn(1, 3, 218, 178), torch.zeros(1, 2, 218, 178)
+    S[:, 0] = 1; S[:, 0, 100, 80], S[:, 1, 100, 80] = 0, 1                    # one place of 38,804: its mask is 38,804 there
+    with torch.autocast("cpu", torch.float16): low = ssg(x, S)
+    assert torch.isfinite(low).all()
+    low.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in ssg.parameters())
+
+
 def test_averaged():
     a, b = (SSPNet(backbone("small", width=.25), 4).double().eval() for _ in range(2))
     x, S = torch.rand(2, 3, 80, 64), probabilities(2, 3, 80, 64)
@@ -295,7 +349,9 @@ def literal_sa(sa, xa, xs):
     S0 = torch.einsum("kc,bchw->bkhw", sa.region_maps.weight[..., 0, 0], xs) + sa.region_maps.bias.view(1, -1, 1, 1)
     B, NA, H, W = A0.shape
     P = F.conv2d(literal_bn(S0, sa.bn_s), sa.phi_s.weight, padding=1)
-    a = torch.stack([torch.stack([sum(P[b, j, y, x].exp() / P[b, j].exp().sum() * A0[b, j, y, x] for y in range(H) for x in range(W)) for j in range(NA)]) for b in range(B)])
+    places = [(y, x) for y in range(H) for x in range(W)]
+    pooled = lambda b, j: sum(P[b, j, y, x].exp() / P[b, j].exp().sum() * A0[b, j, y, x] for y, x in places)
+    a = torch.stack([torch.stack([pooled(b, j) for j in range(NA)]) for b in range(B)])
     Q = F.conv2d(literal_bn(A0, sa.bn_a), sa.phi_a.weight, padding=1)
     G = torch.stack([Q[:, k] - Q.exp().sum(1).log() for k in range(Q.shape[1])], 1)
     return a, S0 + G
@@ -321,7 +377,9 @@ def test_sa_both_tasks_train_both_sides():
     sa, xa, xs = SA(3, 2, 5, 4).double(), torch.randn(2, 5, 4, 3), torch.randn(2, 4, 4, 3)
     nn.init.normal_(sa.phi_s.weight); nn.init.normal_(sa.phi_a.weight)
     a, S = sa(xa, xs)
-    for out in (a, S): assert all(g is None or g.abs().sum() > 0 for g in torch.autograd.grad(out.square().sum(), [sa.attribute_maps.weight, sa.region_maps.weight], retain_graph=True))
+    for out in (a, S):
+        grads = torch.autograd.grad(out.square().sum(), [sa.attribute_maps.weight, sa.region_maps.weight], retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in grads)
 
 
 def literal_join(join, taps, size):
@@ -395,6 +453,36 @@ def test_region_mask_literal():
         P = F.conv2d(literal_bn(s, layer.bn), layer.phi.weight, padding=1).exp()
         return x * P / P.sum((2, 3), keepdim=True) * 25
     same(lambda: layer(x, s), literal, [x, s], layer.parameters())
+
+
+def test_naive_repeats_masks_that_are_coarser_than_the_picture():
+    net, x, S = NaiveNet(backbone("small", width=.25, in_channels=6), 4).double().eval(), torch.rand(2, 3, 40, 32), probabilities(2, 3, 20, 16)
+    torch.testing.assert_close(net(x, S), net(x, S.repeat_interleave(2, 2).repeat_interleave(2, 3)))
+    assert "full resolution" in NaiveNet.__doc__
+
+
+def test_ssp_by_area_is_the_default_and_starts_uneven():
+    net, told = (SSPNet(backbone("small", width=.25), 4, **kw) for kw in ({}, dict(norm="area", even_start=False)))
+    told.load_state_dict(net.state_dict())
+    x, S = torch.rand(2, 3, 40, 32), probabilities(2, 3, 40, 32)
+    torch.testing.assert_close(net.double()(x, S), told.double()(x, S))
+    assert told.pool.norm == "area" and told.pool.localise.weight.abs().sum() > 0
+
+
+# ---- balanced loss
+def test_balanced_weights_have_no_largest():
+    p = torch.tensor([.0224, .002, .5, .9], dtype=torch.float32)
+    pos, neg = balance_weights(p)
+    torch.testing.assert_close(pos, .5 / p); torch.testing.assert_close(neg, .5 / (1 - p))
+    assert pos[1].item() == pytest.approx(250)
+    torch.testing.assert_close(p * pos, (1 - p) * neg)                     # both kinds weigh the same
+
+
+def test_balanced_weights_where_there_is_one_kind_only():
+    pos, neg = balance_weights([0., 1., float("nan")])
+    assert pos.tolist() == neg.tolist() == [1., 1., 1.]
+    y = torch.tensor([[1., 0., torch.nan]], dtype=torch.float32)
+    assert torch.isfinite(masked_bce(torch.zeros(1, 3, dtype=torch.float32), y, (pos, neg)))
 
 
 def test_kernel_atlas():

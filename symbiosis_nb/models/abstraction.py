@@ -11,10 +11,10 @@ __all__ = ['PALETTE', 'abstraction_image', 'recovered_regions', 'ReflectBlock', 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .backbones import Backbone, Residual, init_he
-from .pooling import AttributeModel, AvgPool
+from .backbones import Backbone, is_residual
+from .contract import AttributeModel
+from .pooling import AvgPool
 
 # %% ../../nbs/17_models.abstraction.ipynb #17ad980e
 PALETTE = ((0, 0, 0), (255, 255, 0), (139, 76, 57), (139, 54, 38), (0, 205, 0), (0, 138, 0), (154, 50, 205),
@@ -43,7 +43,8 @@ def recovered_regions(
     "The part of every pixel of an abstraction image: the nearest tint with the photograph's texture over it"
     distance = []
     for k in range(len(palette)):
-        maps = torch.zeros_like(image[:, :1]).expand(-1, len(palette), -1, -1).clone(); maps[:, k] = 1
+        maps = torch.zeros_like(image[:, :1]).expand(-1, len(palette), -1, -1).clone()
+        maps[:, k] = 1
         distance.append((abstraction_image(image, maps, palette=palette) - drawn).square().sum(1))
     return torch.stack(distance, 1).argmin(1)
 
@@ -57,8 +58,8 @@ class ReflectBlock(nn.Module):
     "x + two 3x3 convolutions with instance norm and reflected borders (abstraction, 3)"
     def __init__(self, channels: int):
         super().__init__()
-        conv = lambda: [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3)]
-        self.body = nn.Sequential(*conv(), nn.InstanceNorm2d(channels), nn.ReLU(inplace=True), *conv(), nn.InstanceNorm2d(channels))
+        conv = lambda: [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels)]
+        self.body = nn.Sequential(*conv(), nn.ReLU(inplace=True), *conv())
 
     def forward(self, x: Tensor) -> Tensor: return x + self.body(x)
 
@@ -71,14 +72,18 @@ class GlobalGenerator(nn.Module):
     ):
         super().__init__()
         c = [ngf*2**i for i in range(n_down + 1)]
-        down, up = [_down(a, b) for a, b in zip(c, c[1:])], [_up(b, a) for a, b in zip(c, c[1:])][::-1]
-        self.features = nn.Sequential(*_norm_relu(nn.Sequential(*_conv7(3, ngf)), ngf), *sum(down, []), *(ReflectBlock(c[-1]) for _ in range(n_blocks)), *sum(up, []))
+        first = _norm_relu(nn.Sequential(*_conv7(3, ngf)), ngf)
+        down = [m for a, b in zip(c, c[1:]) for m in _down(a, b)]
+        blocks = [ReflectBlock(c[-1]) for _ in range(n_blocks)]
+        up = [m for b, a in zip(c[:0:-1], c[-2::-1]) for m in _up(b, a)]
+        self.features = nn.Sequential(*first, *down, *blocks, *up)
         self.last = nn.Sequential(*_conv7(ngf, 3), nn.Tanh())
         self.factor = 2**n_down
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"sides {tuple(x.shape[-2:])} must be divisible by {self.factor}: choose another size, or fewer downsamplings")
+            sides = tuple(x.shape[-2:])
+            raise ValueError(f"sides {sides} must be divisible by {self.factor}: choose another size, or fewer downsamplings")
         return self.last(self.features(x))
 
 # %% ../../nbs/17_models.abstraction.ipynb #1ab77ece
@@ -89,8 +94,9 @@ def halve(x: Tensor) -> Tensor:
 class LocalEnhancer(nn.Module):
     "The global generator at half resolution inside a local one (abstraction, 3; option)"
     def __init__(self,
-        ngf: int = 64,      # channels of the global network, as in `GlobalGenerator`; the enhancer has half as many at full resolution, 32 in the paper's code
-        n_down: int = 4, n_blocks: int = 9,  # of the global network
+        ngf: int = 64,      # channels of the global network, as in `GlobalGenerator`; the enhancer has half as many, 32 in the paper's code
+        n_down: int = 4,    # of the global network
+        n_blocks: int = 9,  # of the global network
         n_local: int = 3,   # residual blocks of the enhancer
     ):
         super().__init__()
@@ -103,15 +109,22 @@ class LocalEnhancer(nn.Module):
         return self.up(self.down(x) + self.coarse(halve(x)))
 
 # %% ../../nbs/17_models.abstraction.ipynb #8a7a2219
+def _patch_layer(cin, cout, stride, norm):
+    "Convolution 4x4, instance norm or not, leaky ReLU"
+    conv = nn.Conv2d(cin, cout, 4, stride=stride, padding=2)
+    return nn.Sequential(conv, *([nn.InstanceNorm2d(cout)] if norm else []), nn.LeakyReLU(.2))
+
 class PatchDiscriminator(nn.Module):
     "(B,6,H,W) -> the outputs of its five layers, the last one the patch scores (abstraction, 3)"
-    def __init__(self, channels: int = 6, ndf: int = 64,
+    def __init__(self,
+        channels: int = 6,  # of photo and image together
+        ndf: int = 64,      # channels of the first layer
         n_layers: int = 3,  # strided layers; one more at stride 1 follows
     ):
         super().__init__()
         c = [channels, *(ndf*min(2**i, 8) for i in range(n_layers + 1))]
-        layer = lambda i: nn.Sequential(nn.Conv2d(c[i], c[i + 1], 4, stride=2 if i < n_layers else 1, padding=2), *([nn.InstanceNorm2d(c[i + 1])] if i else []), nn.LeakyReLU(.2))
-        self.layers = nn.ModuleList([*(layer(i) for i in range(n_layers + 1)), nn.Conv2d(c[-1], 1, 4, padding=2)])
+        layers = [_patch_layer(c[i], c[i + 1], 2 if i < n_layers else 1, norm=i > 0) for i in range(n_layers + 1)]
+        self.layers = nn.ModuleList([*layers, nn.Conv2d(c[-1], 1, 4, padding=2)])
 
     def forward(self, x: Tensor) -> list:
         out = []
@@ -120,16 +133,17 @@ class PatchDiscriminator(nn.Module):
 
 class MultiscaleDiscriminator(nn.Module):
     "`(photo, image) ->` one feature list per scale, the finest first (abstraction, 3)"
-    def __init__(self, ndf: int = 64,
+    def __init__(self,
+        ndf: int = 64,      # channels of the first layer
         n_scales: int = 3,  # the paper's number; the published code's default is 2
     ):
         super().__init__()
         self.scales = nn.ModuleList(PatchDiscriminator(6, ndf) for _ in range(n_scales))
 
     def forward(self, photo: Tensor, image: Tensor) -> list:  # both (B,3,H,W) in [-1,1]
-        x, out = torch.cat([photo, image], 1), []
-        for i, net in enumerate(self.scales): out.append(net(x := halve(x) if i else x))
-        return out
+        pyramid = [torch.cat([photo, image], 1)]
+        while len(pyramid) < len(self.scales): pyramid.append(halve(pyramid[-1]))
+        return [net(x) for net, x in zip(self.scales, pyramid)]
 
 def init_gan(
     net: nn.Module,  # changed in place
@@ -148,7 +162,8 @@ def fusion_units(
     if fuse not in ("block", "stage"): raise ValueError(f"fuse is 'block' or 'stage', not {fuse!r}")
     units = [[trunk.stages[0]]]
     for stage in list(trunk.stages)[1:]:
-        ends = [i + 1 for i, m in enumerate(stage) if isinstance(m, (BasicBlock, Bottleneck, Residual))] if fuse == "block" and isinstance(stage, nn.Sequential) else []
+        whole = fuse == "stage" or not isinstance(stage, nn.Sequential)
+        ends = [] if whole else [i + 1 for i, m in enumerate(stage) if is_residual(m)]
         if not ends: units.append([stage]); continue
         ends[-1] = len(stage)   # whatever follows the last block belongs to it
         units += [list(stage)[a:b] for a, b in zip([0, *ends], ends)]
@@ -166,12 +181,14 @@ class DualPath(AttributeModel):
         abstraction: Backbone,  # trunk of the abstraction images: the same architecture, other weights
         n_attributes: int,      # NA
         fuse: str = "block",    # where the paths meet, see `fusion_units`
-        norm: bool = True,      # batch normalisation of both averages before they are joined; False is the paper's ablation
+        norm: bool = True,      # batch normalisation of both averages before they are joined, as printed; False is Table 6's other row
     ):
         super().__init__(photo)
-        if photo.channels != abstraction.channels: raise ValueError(f"paths of {photo.channels} and {abstraction.channels} channels cannot meet")
-        self.abstraction, self.fuse, c = abstraction, fuse, photo.channels[-1]
-        self.bn_photo, self.bn_abstraction = (nn.BatchNorm1d(c), nn.BatchNorm1d(c)) if norm else (nn.Identity(), nn.Identity())
+        a, b = photo.channels, abstraction.channels
+        if a != b: raise ValueError(f"paths of {a} and {b} channels cannot meet")
+        self.abstraction, self.fuse, c = abstraction, fuse, a[-1]
+        make_norm = nn.BatchNorm1d if norm else nn.Identity
+        self.bn_photo, self.bn_abstraction = make_norm(c), make_norm(c)
         self.head, self.last = _head(2*c, n_attributes), nn.Identity()   # the fused last map passes here, for Grad-CAM
         fusion_units(photo, fuse)   # a wrong `fuse` is told now
 
@@ -201,14 +218,19 @@ class DualPath(AttributeModel):
 # %% ../../nbs/17_models.abstraction.ipynb #b4bb6ab5
 def _head(cin, n):
     "The classifier, N(0, 0.01) (abstraction, 6; the paper is silent)"
-    head = nn.Linear(cin, n); nn.init.normal_(head.weight, 0, .01); nn.init.zeros_(head.bias)
+    head = nn.Linear(cin, n)
+    nn.init.normal_(head.weight, 0, .01); nn.init.zeros_(head.bias)
     return head
 
-def needs_abstraction(model: nn.Module, abstraction: Tensor | None) -> Tensor:
+def needs_abstraction(
+    model: nn.Module,             # for the message
+    abstraction: Tensor | None,   # (B,3,H,W), or nothing
+) -> Tensor:
     "The abstraction images given; raises `ValueError` when there are none"
-    if abstraction is None: raise ValueError(f"{type(model).__name__} needs abstraction images (B,3,H,W) beside the photographs: pass them")
-    return abstraction
+    if abstraction is not None: return abstraction
+    raise ValueError(f"{type(model).__name__} needs abstraction images (B,3,H,W) beside the photographs: pass them")
 
 class AbstractionNet(AvgPool):
     "Average pooling on the abstraction image; the photograph is not looked at (abstraction, 4, row Abstraction)"
-    def forward(self, x: Tensor, abstraction: Tensor | None = None) -> Tensor: return super().forward(needs_abstraction(self, abstraction))
+    def forward(self, x: Tensor, abstraction: Tensor | None = None) -> Tensor:  # both (B,3,H,W) -> (B,NA)
+        return super().forward(needs_abstraction(self, abstraction))

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import Backbone, conv_block, pool_blocks, replace_pools
-from .pooling import AttributeModel, fit_masks, region_vectors
+from .backbones import Backbone, conv_block, init_he, pool_blocks, replace_pools
+from .contract import AttributeModel
+from .pooling import fit_masks, region_vectors
 
 # %% ../../nbs/13_models.gating.ipynb #b8a35bbd
 def sum_to_one(
@@ -108,31 +109,37 @@ class SSG(nn.Module):
         out_channels: int,   # Cout
         n_regions: int,      # S
         eps: float = 1e-6,   # added to a mask's sum; the paper is silent
-        bn_eps: float = 1e-5,  # BN's own; gated maps have a variance near 1/(area·HW), so it damps the largest regions a little; the paper is silent
+        bn_eps: float = 1e-5,  # BN's own
     ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         self.bn, self.act = nn.BatchNorm2d(n_regions * out_channels, eps=bn_eps), nn.PReLU(n_regions * out_channels)
         self.restore = conv_block(n_regions * out_channels, out_channels, kernel=1, act=lambda: nn.PReLU(out_channels))
         self.eps, self.n_regions = eps, n_regions
+        init_he(self)
 
-    def masks_at(self, y: Tensor, masks: Tensor) -> Tensor:  # a map and masks of any size -> masks at its size, each summing to 1
-        "Masks ready to gate; raises `ValueError` for a wrong number of regions"
-        if masks.shape[1] != self.n_regions: raise ValueError(f"SSG was built for {self.n_regions} regions, the masks have {masks.shape[1]}")
-        return sum_to_one(fit_masks(masks, y.shape[-2:]), self.eps)
+    def masks_at(self, y: Tensor, masks: Tensor) -> Tensor:  # a map and masks of any size -> masks at its size, each with mean 1
+        "Masks ready to gate: summing to 1 over places, times the number of places; raises `ValueError` for a wrong number of regions"
+        n = masks.shape[1]
+        if n != self.n_regions: raise ValueError(f"SSG was built for {self.n_regions} regions, the masks have {n}")
+        return sum_to_one(fit_masks(masks, y.shape[-2:]), self.eps) * y[0, 0].numel()
 
     def forward(self, x: Tensor, masks: Tensor) -> Tensor:
         y = self.conv(x)
         masks = self.masks_at(y, masks)
         scale, shift = affine_of_bn(self.bn, y, masks)
-        affine = (v.to(y.dtype) for v in (scale, shift, self.act.weight.view_as(scale)))
-        return self.restore(_GateAndPool.apply(y, masks.to(y.dtype), *affine))
+        half = y[0, 0].numel() ** .5     # of the factor HW: moved from masks to scales, so that neither leaves the range of float16
+        affine = (v.to(y.dtype) for v in (scale * half, shift, self.act.weight.view_as(scale)))
+        return self.restore(_GateAndPool.apply(y, (masks / half).to(y.dtype), *affine))
+
+    def normal(self, x: Tensor, masks: Tensor) -> Tensor:  # -> (B,S*C,H,W), region-major
+        "The gated copies after BN: for tests and for measuring"
+        y = self.conv(x)
+        return self.bn((y[:, None] * self.masks_at(y, masks)[:, :, None]).flatten(1, 2))
 
     def literal(self, x: Tensor, masks: Tensor) -> Tensor:
-        "The same, as the paper writes it, with NS copies: for tests and for measuring"
-        y = self.conv(x)
-        gated = (y[:, None] * self.masks_at(y, masks)[:, :, None]).flatten(1, 2)      # (B, S*C, H, W)
-        return self.restore(F.max_pool2d(self.act(self.bn(gated)), 2, ceil_mode=True))
+        "The same as `forward`, as the paper writes it, with NS copies: for tests and for measuring"
+        return self.restore(F.max_pool2d(self.act(self.normal(x, masks)), 2, ceil_mode=True))
 
 # %% ../../nbs/13_models.gating.ipynb #f3a9871a
 class SSGNet(AttributeModel):
@@ -179,4 +186,5 @@ class Averaged(nn.Module):
         "Parameters, shallow to deep"
         groups = [m.param_groups() for m in self.models]
         deepest = max(map(len, groups))
-        return [[p for g in groups for p in (g[i - deepest + len(g)] if i >= deepest - len(g) else [])] for i in range(deepest)]
+        padded = [[[]]*(deepest - len(g)) + g for g in groups]      # heads stand side by side
+        return [[p for group in depth for p in group] for depth in zip(*padded)]

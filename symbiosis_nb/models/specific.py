@@ -10,14 +10,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .backbones import VGG_FACE_MEAN, Backbone, VGGFaceHead, load_vgg_face
+from .backbones import IMAGENET_MEAN, IMAGENET_STD, VGG_FACE_MEAN, Backbone, VGGFaceHead, load_vgg_face
 
 # %% ../../nbs/18_models.specific.ipynb #6ca90f70
 class MeanHead(nn.Module):
     "Average of the last map and one linear layer, fc8: the head for trunks that are not VGG-16"
-    def __init__(self, n_outputs: int, channels: int):
+    def __init__(self,
+        n_outputs: int,   # two per attribute
+        channels: int,    # of the last map
+    ):
         super().__init__()
         self.fc8 = nn.Linear(channels, n_outputs)
 
@@ -34,9 +38,11 @@ class JointNet(nn.Module):
         dropout: float = .5,  # after fc6 and fc7 (VGG-Face's; the paper is silent)
     ):
         super().__init__()
-        self.backbone, c = backbone, backbone.channels[-1]
-        self.head = MeanHead(2*n_attributes, c) if size is None else VGGFaceHead(2*n_attributes, c, backbone.map_shapes(size)[-1][1:], hidden, dropout)
-        self.register_buffer("scale", torch.ones(3, 1, 1)); self.register_buffer("shift", torch.zeros(3, 1, 1))
+        self.backbone, c, n = backbone, backbone.channels[-1], 2*n_attributes
+        if size is None: self.head = MeanHead(n, c)
+        else: self.head = VGGFaceHead(n, c, backbone.map_shapes(size)[-1][1:], hidden, dropout)
+        self.register_buffer("scale", torch.ones(3, 1, 1))
+        self.register_buffer("shift", torch.zeros(3, 1, 1))
 
     def pairs(self, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,NA,2): absent, present
         return self.head(self.backbone(x*self.scale + self.shift)).unflatten(1, (-1, 2))
@@ -47,33 +53,35 @@ class JointNet(nn.Module):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         "Two-way softmax cross-entropy, summed over attributes, mean over the batch (general_to_specific, 1)"
-        known = ~targets.isnan()
-        return (F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")*known).sum()/len(logits)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")
+        return (losses*~targets.isnan()).sum()/len(logits)
 
     def param_groups(self) -> list:  # convolutions, then fc6, fc7, fc8
         return [list(self.backbone.parameters()), *self.head.param_groups()]
 
 # %% ../../nbs/18_models.specific.ipynb #3f0049a7
+@patch
 @torch.no_grad()
-def _inherit(self,
+def inherit(self: JointNet,
     state: dict,         # tensors of a `JointNet` of the same shape
     attributes: list,    # positions in that network of the attributes here
     rows: bool = True,   # take their rows of fc8 along; False leaves fc8 as it was drawn (paper silent)
 ) -> dict:               # tensors that fit here
     "The part of another network's weights that concerns these attributes (general_to_specific, 1)"
     index = torch.tensor([[2*t, 2*t + 1] for t in attributes]).flatten()
-    fc8 = {k: v[index] for k, v in state.items() if k.startswith("head.fc8.")} if rows else {}
-    return {**{k: v for k, v in state.items() if not k.startswith("head.fc8.")}, **fc8}
+    last = {k: v[index] for k, v in state.items() if k.startswith("head.fc8.")}
+    rest = {k: v for k, v in state.items() if not k.startswith("head.fc8.")}
+    return rest | last if rows else rest
 
-def _start_from_vgg_face(self,
+@patch
+def start_from_vgg_face(self: JointNet,
     path: str | Path,  # any port of VGG-Face
 ):
     "Weight A: VGG-Face, and its own way of centring pictures in place of ImageNet's"
     load_vgg_face(self.backbone, self.head, path)
-    mean, std = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])
-    self.scale.copy_((255*std)[:, None, None]); self.shift.copy_((255*mean - torch.tensor(VGG_FACE_MEAN))[:, None, None])
-
-JointNet.inherit, JointNet.start_from_vgg_face = _inherit, _start_from_vgg_face
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    self.scale.copy_((255*std)[:, None, None])
+    self.shift.copy_((255*mean - torch.tensor(VGG_FACE_MEAN))[:, None, None])
 
 # %% ../../nbs/18_models.specific.ipynb #a5e150b8
 class Joined(nn.Module):
@@ -84,15 +92,18 @@ class Joined(nn.Module):
         joint: nn.Module | None = None,  # for the attributes without a network, on crop "a"
     ):
         super().__init__()
-        if joint is None and len(networks) < n_attributes: raise ValueError(f"{n_attributes - len(networks)} attributes have no network, and there is no joint one")
+        missing = n_attributes - len(networks)
+        if joint is None and missing > 0: raise ValueError(f"{missing} attributes have no network, and there is no joint one")
         self.joint, self.n = joint, n_attributes
         self.networks = nn.ModuleDict({str(t): net for t, (net, _) in networks.items()})
         self.crop_of = {str(t): scheme for t, (_, scheme) in networks.items()}
-        self.schemes = tuple(sorted({*self.crop_of.values(), *(["a"] if joint is not None else [])}))
+        used = set(self.crop_of.values())
+        self.schemes = tuple(sorted(used if joint is None else used | {"a"}))
 
     def forward(self, crops: Tensor) -> Tensor:
-        if crops.shape[1] != len(self.schemes): raise ValueError(f"{crops.shape[1]} crops, needed {len(self.schemes)}: {', '.join(self.schemes)}")
-        view = lambda s: crops[:, self.schemes.index(s)]
-        columns = dict(enumerate(self.joint(view("a")).unbind(1))) if self.joint is not None else {}
-        columns |= {int(t): net(view(self.crop_of[t]))[:, 0] for t, net in self.networks.items()}
+        given, needed = crops.shape[1], len(self.schemes)
+        if given != needed: raise ValueError(f"{given} crops, needed {needed}: {', '.join(self.schemes)}")
+        view = dict(zip(self.schemes, crops.unbind(1)))
+        columns = {} if self.joint is None else dict(enumerate(self.joint(view["a"]).unbind(1)))
+        columns |= {int(t): net(view[self.crop_of[t]])[:, 0] for t, net in self.networks.items()}
         return torch.stack([columns[t] for t in range(self.n)], 1)

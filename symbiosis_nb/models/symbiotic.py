@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Backbone, conv_block
-from .pooling import AttributeModel
+from .contract import AttributeModel
 from .segmenters import ASPP, resize
 
 # %% ../../nbs/14_models.symbiotic.ipynb #1e2d6599
@@ -141,7 +141,7 @@ class SANet(AttributeModel):
 
 # %% ../../nbs/14_models.symbiotic.ipynb #cd770ec3
 class RegionMask(nn.Module):
-    "Mask every channel of a map by a spatial softmax made from region logits: (x (B,C,H,W), s (B,S,h,w)) -> (B,C,H,W) (symbiosis, 3.3, text)"
+    "A mask for every channel of x, by spatial softmax of region logits s: (x (B,C,H,W), s (B,S,h,w)) -> (B,C,H,W) (symbiosis, 3.3, text)"
     def __init__(self,
         channels: int,    # C
         n_regions: int,   # S

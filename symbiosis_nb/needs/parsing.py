@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parsing']
 
-# %% ../../nbs/31d_needs.parsing.ipynb #be2aa965
+# %% ../../nbs/31d_needs.parsing.ipynb #0d172caf
 from dataclasses import replace
 
 from ..core import default_device
@@ -16,7 +16,7 @@ from .base import Need, Ready, register_need
 from .masks import parsing_fields, require_parsing, to_regions
 from ..vocab import HELEN
 
-# %% ../../nbs/31d_needs.parsing.ipynb #660a905c
+# %% ../../nbs/31d_needs.parsing.ipynb #0319f473
 class Parsing(Need):
     "Mixed mini-batches, `bs` pictures of each task"
     name, parses = "parsing", True

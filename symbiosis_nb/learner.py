@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'attribute_logits', 'MeanScore', 'default_metrics', 'nesterov_step', 'nesterov', 'measured_precision',
-           'ResumableLearner', 'split_groups', 'attribute_learner', 'epoch_log', 'MeanIoU', 'parsing_learner',
-           'parsing_scores', 'half_l1', 'adversarial_learner', 'distributed', 'process_rank', 'predict', 'top_losses']
+           'autocast', 'ResumableLearner', 'split_groups', 'attribute_learner', 'epoch_log', 'MeanIoU',
+           'parsing_learner', 'parsing_scores', 'half_l1', 'adversarial_learner', 'distributed', 'process_rank',
+           'predict', 'top_losses']
 
 # %% ../nbs/31_learner.ipynb #47d67dec
 import contextlib, copy, math, os, time
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from . import metrics as M
 from .models.adversarial import AdversarialLoss, Adversary, Perceptual
 from .callbacks import (Autocast, Checkpoint, Finite, HalfPrecision, Iterations, Joint, OwnSGD, Patience, Selection, Sheet,
-                                    pick_precision, to_float)
+                                    to_float)
 from .core import cache_dir, digest, hardware, keep_freed_memory, quiet, read_json, write_json
 from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
@@ -57,7 +58,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #48c37fd7
+# %% ../nbs/31_learner.ipynb #2e22eb13
 def nesterov_step(p, lr, mom, grad_avg, **kwargs):
     "A step along the gradient and the momentum to come, as `torch.optim.SGD(nesterov=True)`"
     p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
@@ -69,7 +70,7 @@ def nesterov(params, lr, mom: float = .9, wd: float = 0.) -> Optimizer:
 OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False),
                   sgd=partial(SGD, decouple_wd=False), nesterov=nesterov)
 
-# %% ../nbs/31_learner.ipynb #d102ae26
+# %% ../nbs/31_learner.ipynb #f4e82984
 def measured_precision(
     dls,                # from `data.loaders`
     model: nn.Module,   # not changed
@@ -99,11 +100,15 @@ def _time_precisions(dl, rows, model, loss, device, steps):
             for name in best: best[name] = min(best[name], _step_seconds(copied, batch, dl.n_inp, own, name, device))
     return {k: round(v, 6) for k, v in best.items()}
 
+def autocast(device: torch.device, precision: str):
+    "A context for forward passes in a precision; float32 changes nothing"
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
 def _step_seconds(model, batch, n_inp, loss, precision, device):
     "Seconds of one forward and backward pass"
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait(); start = time.perf_counter()
-    with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"): out = model(*batch[:n_inp])
+    with autocast(device, precision): out = model(*batch[:n_inp])
     loss(to_float(out), *batch[n_inp:]).backward()
     wait()
     return time.perf_counter() - start
@@ -168,7 +173,7 @@ def attribute_learner(
     dls,               # from `data.loaders`
     model: nn.Module,  # `forward(x, *extras) -> (B, NA) logits`, or several outputs with the logits first
     loss_func=None,    # default: the model's own `loss`, else `masked_bce`
-    precision: str = "auto",       # see `pick_precision`
+    precision: str = "auto",       # "float32", "bfloat16", "float16", or "auto": the faster one, measured
     channels_last: bool = True,    # memory order of pictures and convolutions
     compiled: bool = False,        # torch.compile the model
     metrics=None,                  # default: mean AP, balanced accuracy, accuracy
@@ -241,13 +246,12 @@ def parsing_learner(
 def parsing_scores(
     parse,                   # picture -> region logits (B, S, h, w): a network, or a model's `parse`
     dl,                      # of pictures and label maps, without shuffling
-    precision: str = "auto",
+    precision: str = "float32",
 ) -> tuple:                  # frame (index region), means as in `metrics.parsing_means`, one confusion matrix per image (N, S, S)
     "Parsing scores over a whole loader"
     regions, matrices = dl.fields[-1].regions, []
     for x, y in dl:
-        dtype = pick_precision(precision, x.device.type)
-        with torch.autocast(x.device.type, getattr(torch, dtype), enabled=dtype != "float32"): out = parse(x)
+        with autocast(x.device, precision): out = parse(x)
         matrices += [M.confusion(a, b, len(regions)) for a, b in zip(y.cpu(), _region_labels(out, y.shape[-2:]).cpu())]
     frame = M.parsing_frame(sum(matrices), regions.names)
     return frame, M.parsing_means(frame), np.stack(matrices)
@@ -295,14 +299,13 @@ def process_rank() -> tuple:  # rank, number of processes
 def predict(
     model: nn.Module,
     dl,                      # a loader without shuffling
-    precision: str = "auto",
+    precision: str = "float32",
 ) -> tuple:                  # logits (N, NA) float32 and targets (N, NA) with NaN where unknown, as arrays
     "Attribute logits of a whole loader"
     device = next(model.parameters()).device
-    dtype = pick_precision(precision, device.type)
     model.eval(); logits, targets = [], []
     for b in dl:
-        with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+        with autocast(device, precision):
             out = attribute_logits(model(*(x.to(device) for x in b[:dl.n_inp])))
         logits.append(out.float().cpu()); targets.append(b[dl.n_inp].cpu())
     return torch.cat(logits).numpy(), torch.cat(targets).numpy()
@@ -312,7 +315,7 @@ def top_losses(
 ):
     "The pictures with the largest loss, with what was found (green), missed (orange) and invented (red)"
     dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)
-    logits, targets = predict(learn.model, dl)
+    logits, targets = predict(learn.model, dl, getattr(learn, "precision", "float32"))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(targets).nan_to_num(), reduction="none")
     worst = (loss*~torch.tensor(targets).isnan()).sum(1).argsort(descending=True)[:n]
     rows = [list(dl.dataset)[i] for i in worst]

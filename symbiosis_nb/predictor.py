@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'find_faces', 'Predictor']
 
-# %% ../nbs/32c_predictor.ipynb #f4d262a7
+# %% ../nbs/32c_predictor.ipynb #f7d271b4
 import copy, json, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #48af84c4
+# %% ../nbs/32c_predictor.ipynb #917b7b5e
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
@@ -89,10 +89,10 @@ class Look:
         if face is not None and (self.frame == "aligned" or self.faces == "centre"): image, face = self.framed(image, face), None
         if face is not None: return image, face
         if self.faces == "template": return image, crops.Face(crops.template_box(image.size), None, "template")
-        found = crops.NO_FACES if self.faces == "centre" else crops.detect_faces(image)
-        face = crops.choose_face(found, image.size, "test")
-        if self.faces != "centre" and face.how == "central": warnings.warn("no face found: the middle of the picture is taken, as when the run was measured")
-        return image, face
+        if self.faces == "centre": return image, crops.choose_face(crops.NO_FACES, image.size, "test")
+        found = crops.detect_faces(image) if self.faces == "detected" else find_faces(image)
+        if not len(found): warnings.warn("no face found: the middle of the picture is taken, as when the run was measured")
+        return image, crops.choose_face(found, image.size, "test")
 
     def _crops(self, image, face):
         cut = crops.attribute_crops(image, face, self.schemes, round(self.size[0]*240/224), self.border, self.redetect)
@@ -107,7 +107,7 @@ def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #40f128ea
+# %% ../nbs/32c_predictor.ipynb #fc9c128c
 def find_faces(image: Image.Image, name: str = "this photograph") -> crops.Faces:
     "All faces of a photograph; raises `DataError` when there is none"
     found = crops.detect_faces(image)

@@ -6,7 +6,7 @@
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
 
-# %% ../nbs/26_recipes.ipynb #c98899f7
+# %% ../nbs/26_recipes.ipynb #a67af537
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -121,7 +121,7 @@ class Profile:
     parser: str = "small"          # segmentation network that makes masks
     parser_recipe: Recipe = Recipe(lr=4e-3, epochs=8, bs=32, augment=WIDE)
     mask_share: int = 2            # masks are stored at size/mask_share
-    precision: str = "auto"        # see `learner.pick_precision`
+    precision: str = "auto"        # "auto": the faster one, measured; see `learner.measured_precision`
     augment: bool = True           # as the recipe says; False: the pictures as they are
     options: dict = field(default_factory=dict)  # method -> keywords of its model that a run of this size needs
     changes: dict = field(default_factory=dict)  # fields of the recipe that differ, whosever recipe it is
@@ -135,7 +135,7 @@ class Profile:
         "Height and width of stored masks"
         return tuple(s//self.mask_share for s in self.size)
 
-# %% ../nbs/26_recipes.ipynb #f30c304d
+# %% ../nbs/26_recipes.ipynb #89e8de8e
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e; one attribute of the whole face
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 _DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes

@@ -75,7 +75,7 @@ def test_smoke_run_and_weights(m, data):
     ready = prepare(job)
     model = build_model(job, ready.n_regions)
     model.load_state_dict(load_file(r.folder/"model.safetensors"))
-    again, _ = predict(model, attribute_loader(job.table, ready.fields, "test", 2*job.profile.recipe.bs, ok=ready.ok), job.profile.precision)
+    again, _ = predict(model, attribute_loader(job.table, ready.fields, "test", 2*job.profile.recipe.bs, ok=ready.ok), r.done["precision"])
     assert np.array_equal(again, logits)
 
 

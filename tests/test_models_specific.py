@@ -270,7 +270,7 @@ def test_photographs_for_runs_on_whole_pictures(data, monkeypatch):
     scene, found = photograph(table)
     ask = Predictor.load(r.folder)
     monkeypatch.setattr(crops, "detect_faces", lambda image: found)
-    largest = ask(scene).iloc[:, 0]
-    np.testing.assert_allclose(largest.values, ask.faces(scene)[list(table.names)].values[0], atol=1e-6)
+    nearest = ask(scene).iloc[:, 0]   # the middle of the picture is nearer to the second face
+    np.testing.assert_allclose(nearest.values, ask.faces(scene)[list(table.names)].values[1], atol=1e-6)
     monkeypatch.setattr(crops, "detect_faces", lambda image: crops.NO_FACES)
     with pytest.raises(DataError, match="no face found"): ask(scene)

@@ -7,7 +7,7 @@ __all__ = ['ABSTRACTION', 'label_landmarks', 'alignment_points', 'frame_view', '
            'make_generator', 'Abstractor', 'GeneratorRun', 'generator_scores', 'generator_run', 'generator_config',
            'job_generator', 'Abstraction', 'abstraction_pictures']
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #2ad26647
+# %% ../../nbs/31e_needs.abstraction.ipynb #7887fe6b
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def alignment_points(table: ParsingTable) -> np.ndarray:  # (N, 5, 2)
     return array_store("points", digest(table.digest, table.regions.name, [str(p) for p in table.paths]), len(table), (5, 2),
                        lambda rows: (label_landmarks(table.label(i)) for i in rows), np.float64, desc="landmarks from labels").data
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #e670729a
+# %% ../../nbs/31e_needs.abstraction.ipynb #7457f797
 def _celeba_frame(points):
     "A view that aligns every picture to CelebA's template; pads those without landmarks"
     whole = pad_view(crops.CELEBA_SIZE[::-1])
@@ -78,7 +78,7 @@ def frame_view(
     if frame != "celeba": raise ValueError(f"frame is 'celeba', 'pad' or 'raw', not {frame!r}")
     return (_celeba_labels if labels else _celeba_frame)(alignment_points(table))
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #678a104f
+# %% ../../nbs/31e_needs.abstraction.ipynb #a83016f9
 def target_store(
     table: ParsingTable, size: tuple, view: View,
     hard: bool = False,     # see `abstraction_image`
@@ -97,7 +97,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #f5a9fb4e
+# %% ../../nbs/31e_needs.abstraction.ipynb #7ddf494c
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1]; fields are photograph, target, and the target to be mirrored"
     def plan(self, b):
@@ -108,7 +108,7 @@ class PairDL(GatherDL):
             return torch.where(mirror, photo.flip(-1), photo), torch.where(mirror, swapped[0].flip(-1), target)
         return make
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #de078f8c
+# %% ../../nbs/31e_needs.abstraction.ipynb #821b930c
 def pair_fields(
     table: ParsingTable,  # with Helen's regions
     config: dict,         # of the generator
@@ -206,7 +206,7 @@ def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #08e6f4de
+# %% ../../nbs/31e_needs.abstraction.ipynb #db31a8af
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

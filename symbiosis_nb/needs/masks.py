@@ -7,7 +7,7 @@ __all__ = ['FITS', 'PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured
            'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store', 'job_parser',
            'SizedMasks', 'Masks']
 
-# %% ../../nbs/31c_needs.masks.ipynb #f102f1a1
+# %% ../../nbs/31c_needs.masks.ipynb #530862fd
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from .base import Need, Ready, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
-# %% ../../nbs/31c_needs.masks.ipynb #cd424c02
+# %% ../../nbs/31c_needs.masks.ipynb #56831631
 def to_regions(table: ParsingTable, target: RegionVocab) -> ParsingTable:
     "`relabel` where there is a mapping, else the table as it is"
     known = target.name == table.regions.name or target.name in table.regions.merges
@@ -58,7 +58,7 @@ def is_drawn(name: str) -> bool:
     "Whether a table's name says that its pictures are synthetic"
     return "synthetic" in name.lower()
 
-# %% ../../nbs/31c_needs.masks.ipynb #d09d5fa1
+# %% ../../nbs/31c_needs.masks.ipynb #575cb932
 def small(n: int, config: dict) -> nn.Module:
     "The small parser of the demo"
     return small_parser(n, config["width"])
@@ -123,7 +123,7 @@ def _train_parser(table, profile, config, weights, folder):
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
     held_out = measured_on(table.split)
     test = parsing_loader(table, [image], labels, held_out, recipe.bs, device=default_device())
-    frame, means, confusions = parsing_scores(net.eval(), test, profile.precision)
+    frame, means, confusions = parsing_scores(net.eval(), test, learn.precision)
     keep(folder, config, dict(parsing={**means, "measured_on": held_out}), frame, epoch_log(learn), net, confusions=dict(confusions=confusions))
 
 # %% ../../nbs/31c_needs.masks.ipynb #9a22f433
@@ -145,7 +145,7 @@ def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return parser_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31c_needs.masks.ipynb #2f70f21e
+# %% ../../nbs/31c_needs.masks.ipynb #74e2c70f
 class SizedMasks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser: nn.Module, size: tuple): super().__init__(); self.parser, self.size = parser, size

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job']
 
-# %% ../nbs/31f_jobs.ipynb #c9b81b37
+# %% ../nbs/31f_jobs.ipynb #77f03887
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .needs import abstraction, boxes, crops, masks, parsing   # every need is k
 from .needs.base import Need
 from .recipes import Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #ad02b01a
+# %% ../nbs/31f_jobs.ipynb #575d9e75
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -101,7 +101,7 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #24e9fc3d
+# %% ../nbs/31f_jobs.ipynb #37940d04
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method"
     size = tuple(profile.size or m.size)
@@ -121,7 +121,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #c3365ed5
+# %% ../nbs/31f_jobs.ipynb #92ccb6d1
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -131,7 +131,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #89fec4cf
+# %% ../nbs/31f_jobs.ipynb #381875d9
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,

@@ -225,5 +225,5 @@ register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"
          Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16", size=(224, 224),
                 recipe=ONE_RECIPE, sets=dict(LFWA=ONE_LFWA)), listed=False)
 
-# %% ../nbs/30_methods.ipynb #4030ef76
+# %% ../nbs/30_methods.ipynb #3f20670d
 OURS.update(METHODS, VARIANTS)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'find_faces', 'Predictor']
 
-# %% ../nbs/32c_predictor.ipynb #f7d271b4
+# %% ../nbs/32c_predictor.ipynb #bed3d8c8
 import copy, json, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,16 +27,21 @@ from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #917b7b5e
+# %% ../nbs/32c_predictor.ipynb #39d7b3d1
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
         super().__init__()
         self.model, self.helper = model, helper
-    def extras(self, x) -> tuple:
-        "What the model takes beside the pictures"
-        return () if self.helper is None else (self.helper(x),)
-    def forward(self, x): return self.model(x, *self.extras(x))
+    def extras(self, x, seen=None) -> tuple:
+        "What the model takes beside the pictures; `seen` are the same pictures at the helper's own size"
+        return () if self.helper is None else (self.helper(x if seen is None else seen, x.shape[-2:]),)
+    def forward(self, x, seen=None): return self.model(x, *self.extras(x, seen))
+
+    @property
+    def wants(self) -> tuple | None:
+        "Height and width of the pictures that the helper should be given; None: any"
+        return getattr(self.helper, "wants", None)
 
 def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), normalised -> logits (B, NA); chains take their crops, (B, K, 3, H, W)
     "The trained model of a run folder, in evaluation mode, with its helper where it needs one; raises `DataError` when it cannot stand alone"
@@ -107,7 +112,7 @@ def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #fc9c128c
+# %% ../nbs/32c_predictor.ipynb #025d7d91
 def find_faces(image: Image.Image, name: str = "this photograph") -> crops.Faces:
     "All faces of a photograph; raises `DataError` when there is none"
     found = crops.detect_faces(image)
@@ -117,9 +122,11 @@ def find_faces(image: Image.Image, name: str = "this photograph") -> crops.Faces
 # %% ../nbs/32c_predictor.ipynb #363468f9
 class Predictor:
     "A trained model for people: pictures in, a table of probabilities out"
-    def __init__(self, logits, names: tuple, size: tuple, look: Look | None = None):
+    def __init__(self, logits, names: tuple, size: tuple, look: Look | None = None,
+        seen: Look | None = None,   # how the model's helper looks at the same picture, where it wants another size
+    ):
         self.logits, self.names, self.size = logits, tuple(names), tuple(size)
-        self.look = look or Look(self.size)
+        self.look, self.seen = look or Look(self.size), seen
 
     @classmethod
     def load(cls,
@@ -127,18 +134,20 @@ class Predictor:
     ) -> "Predictor":
         "Load from a run folder or an ONNX file; raises `DataError` when it is neither"
         if Path(path).suffix == ".onnx": return cls._load_onnx(path)
-        r, model = Run(path), load_model(path)
-        ask = cls(lambda x: model(x.to(default_device())).float().cpu(), r.config["attributes"], r.config["profile"]["size"], look_of(r))
+        r, model, device = Run(path), load_model(path), default_device()
+        look, wants = look_of(r), getattr(model, "wants", None)
+        seen = replace(look, size=wants) if wants and tuple(wants) != look.size else None
+        ask = cls(lambda *views: model(*(v.to(device) for v in views)).float().cpu(), r.config["attributes"], look.size, look, seen)
         ask.model = model
         return ask
 
     @torch.no_grad()
-    def _ask(self, views, bs):
-        "Probabilities of views, batch by batch"
-        out = []
-        for start in range(0, len(views), bs):
-            x = torch.from_numpy(np.stack(views[start:start + bs])).movedim(-1, -3)
-            out.append(torch.as_tensor(self.logits(normalize(x))).sigmoid())
+    def _ask(self, pictures, bs):
+        "Probabilities of pictures, or of pairs (picture, face), batch by batch"
+        looks, out = [look for look in (self.look, self.seen) if look], []
+        for start in range(0, len(pictures), bs):
+            views = [np.stack([look(*p) for p in pictures[start:start + bs]]) for look in looks]
+            out.append(torch.as_tensor(self.logits(*(normalize(torch.from_numpy(v).movedim(-1, -3)) for v in views))).sigmoid())
         return torch.cat(out).numpy()
 
     def __call__(self,
@@ -147,7 +156,7 @@ class Predictor:
     ) -> pd.DataFrame:   # attribute x picture, probabilities
         "Probabilities of every attribute for every picture, which is taken as it is: framed as in training"
         many = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-        parts = [self._ask([self.look(_open(p)) for p in many[i:i + bs]], bs) for i in range(0, len(many), bs)]
+        parts = [self._ask([(_open(p),) for p in many[i:i + bs]], bs) for i in range(0, len(many), bs)]
         names = [_name(p, i) for i, p in enumerate(many)]
         return pd.DataFrame(np.concatenate(parts).T, index=pd.Index(self.names, name="attribute"), columns=names)
 
@@ -157,9 +166,9 @@ class Predictor:
     ) -> pd.DataFrame:   # one row per face: its box in pixels of the photograph, the detector's score, then the attributes' probabilities
         "Find the faces of a photograph, bring each to the frame the run was trained in, and ask; raises `DataError` when there is none"
         image = _open(photo); found = find_faces(image, _name(photo, 0))
-        views = [self.look(image, crops.Face(b, l, "detected")) for b, l in zip(found.boxes, found.landmarks)]
+        faces = [(image, crops.Face(b, l, "detected")) for b, l in zip(found.boxes, found.landmarks)]
         where = pd.DataFrame(np.column_stack([found.boxes, found.scores]), columns=["x", "y", "width", "height", "score"])
-        return where.join(pd.DataFrame(self._ask(views, bs), columns=list(self.names))).rename_axis("face")
+        return where.join(pd.DataFrame(self._ask(faces, bs), columns=list(self.names))).rename_axis("face")
 
 def _open(source):
     "A picture as RGB, turned as its camera says"

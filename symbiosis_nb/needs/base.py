@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Ready', 'Need', 'register_need', 'get_need']
 
-# %% ../../nbs/29_needs.base.ipynb #e25b109a
+# %% ../../nbs/29_needs.base.ipynb #f77980de
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, box_view, pixel_store
 
-# %% ../../nbs/29_needs.base.ipynb #a93df62e
+# %% ../../nbs/29_needs.base.ipynb #0256c621
 @dataclass
 class Ready:
     "A job's stores and loaders"
@@ -29,7 +29,7 @@ class Ready:
     helpers: dict = field(default_factory=dict)  # what made masks or abstraction images: "parser" or "generator", and its run
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
-# %% ../../nbs/29_needs.base.ipynb #1af1429a
+# %% ../../nbs/29_needs.base.ipynb #245b8559
 class Need:
     "What a method takes beside the picture; this one: nothing"
     name: str | None = None
@@ -63,7 +63,7 @@ class Need:
     def restore(self,
         folder: Path,    # of a finished run
         profile: dict,   # from its config
-    ) -> nn.Module | None:   # normalised pictures -> the further input
+    ) -> nn.Module | None:   # (normalised pictures, size of the model's pictures) -> the further input; its `wants` is the size it should be given
         "The network that makes the further input of a photograph; raises `DataError` when a photograph is not enough"
         return None
     def view(self, job) -> dict:
@@ -73,7 +73,7 @@ class Need:
         "How a photograph is framed: keywords of `predictor.Look`"
         return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
-# %% ../../nbs/29_needs.base.ipynb #59741845
+# %% ../../nbs/29_needs.base.ipynb #e5f19162
 NEEDS: dict = {}   # name -> `Need`
 
 def register_need(need: Need) -> Need:

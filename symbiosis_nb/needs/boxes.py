@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOXES', 'box_masks', 'Boxes']
 
-# %% ../../nbs/31b_needs.boxes.ipynb #b0df48cb
+# %% ../../nbs/31b_needs.boxes.ipynb #158b28a5
 import torch
 
 from ..core import DataError, digest
@@ -16,12 +16,12 @@ from ..models.pooling import landmark_masks
 from .base import Need, register_need
 from ..vocab import RegionVocab
 
-# %% ../../nbs/31b_needs.boxes.ipynb #5690c660
+# %% ../../nbs/31b_needs.boxes.ipynb #fafcd74d
 _PARTS = [f"{part} {shape}" for part in ("left eye", "right eye", "nose", "left mouth", "right mouth") for shape in ("1:1", "1:2", "2:1")]
 _SIDES = ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15))   # what trades places in a mirror
 BOXES = RegionVocab("boxes", ("whole", *_PARTS), _SIDES, "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #ca3f5188
+# %% ../../nbs/31b_needs.boxes.ipynb #43e97260
 def box_masks(table,
     size: tuple,   # (height, width) of the masks
 ) -> Field:
@@ -44,7 +44,7 @@ def _first_frame(paths):
     "The frame that all aligned pictures share: that of the first one that can be read"
     return next((f for f in map(_frame_of, paths) if f != (1, 1)), (1, 1))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #3401fe8f
+# %% ../../nbs/31b_needs.boxes.ipynb #8738f9f2
 class Boxes(Need):
     "Masks from landmarks"
     name, alone = "boxes", False

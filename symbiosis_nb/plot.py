@@ -142,7 +142,7 @@ def difference_bars(
 VERDICTS = {"holds": "#1b7837", "does not hold": "#b2182b", "cannot tell": "#888888"}
 
 def claim_forest(
-    ledger: pd.DataFrame,  # columns claim, measured_on, data, difference, interval, verdict, as `contrasts.kept_ledger` has them
+    ledger: pd.DataFrame,  # columns claim, measured_on, data, difference, interval, verdict, as `claims.kept_ledger` has them
 ):
     "Differences with their intervals, claim by claim, coloured by verdict: the first set's marks are filled, the second's open"
     usual = ledger.groupby("measured_on").data.transform(lambda d: d.mode()[0])   # a claim tested on another set too gets a row with that set's name

@@ -6,7 +6,7 @@
 __all__ = ['image_means', 'per_classifier', 'classifier_predictions', 'places_filled', 'locality', 'region_shares', 'share_where',
            'group_parts', 'mask_answers', 'fine_detail', 'texture_kept', 'svm_scores', 'frozen_features']
 
-# %% ../nbs/53_readings.ipynb #303b322b
+# %% ../nbs/53_readings.ipynb #2a97bbaf
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from .models.symbiotic import kernel_atlas
 from .plot import region_names
 from .runs import Run, load_model
 
-# %% ../nbs/53_readings.ipynb #57df6d44
+# %% ../nbs/53_readings.ipynb #ac261cc3
 def image_means(
     values: dict,           # (row, seed) -> (N,) one value per test picture, the same pictures for all
     identity=None,          # (N,) who is on each
@@ -40,7 +40,7 @@ def image_means(
     for (row, seed), v in values.items(): out.setdefault(row, {})[seed] = float(np.mean(v)), weights @ v/weights.sum(1)
     return {row: Mean(by_seed) for row, by_seed in out.items()}
 
-# %% ../nbs/53_readings.ipynb #a34a3c28
+# %% ../nbs/53_readings.ipynb #5949ec57
 @torch.no_grad()
 def per_classifier(net, table: AttributeTable, store, split: str) -> np.ndarray:  # (N, K, NA)
     "The scores of AC1..AC4 over a part of a table, as logits"
@@ -63,7 +63,7 @@ def classifier_predictions(
     fused = net.cpu().fuse(torch.from_numpy(test)).numpy()
     return {f"AC{k + 1}": test[:, k] for k in range(net.K)} | {"fused": fused, "best single": test[:, best]}
 
-# %% ../nbs/53_readings.ipynb #a4a9076a
+# %% ../nbs/53_readings.ipynb #46a6a492
 def places_filled(maps: Tensor) -> Tensor:  # (B, C, h, w), negative values count as none -> (B, C) in (0, 1]
     "The effective share of places that a map fills: exp(entropy) of its values over their number"
     p = maps.float().relu().flatten(2)
@@ -84,7 +84,7 @@ def locality(
         out.append((1 - places_filled(maps).gather(1, strongest)).mean(1))
     return torch.cat(out).numpy()
 
-# %% ../nbs/53_readings.ipynb #278f3996
+# %% ../nbs/53_readings.ipynb #726384fc
 def region_shares(r: Run) -> pd.DataFrame:  # attribute x region, every row from 0 to 1
     "Phi_S of a finished run of `sa`, averaged over the kernel's taps"
     kernels = load_model(r.folder).model.sa.phi_s.weight.detach().cpu().float()
@@ -100,7 +100,7 @@ def share_where(
     rows = shares.loc[list(attributes)]
     return float(((rows.idxmin(axis=1) if least else rows.idxmax(axis=1)) == region).mean())
 
-# %% ../nbs/53_readings.ipynb #85a1164e
+# %% ../nbs/53_readings.ipynb #f2972cad
 def group_parts(
     cues: Tensor,   # (B, NA, H, W) bool: where each attribute's cue is
     groups: dict,   # name -> positions of its attributes
@@ -119,7 +119,7 @@ def mask_answers(
     mean = torch.where(area > 0, torch.einsum("bgx,bpx->bgp", wide, part)/area.clamp(min=1), torch.nan)
     return mean.nanmean(0).numpy()
 
-# %% ../nbs/53_readings.ipynb #545f85e3
+# %% ../nbs/53_readings.ipynb #50e1cd26
 def fine_detail(pictures) -> Tensor:  # (B, H, W, 3) in [0, 1] or 0..255 -> (B, H, W)
     "Brightness less its mean over 5 x 5 places"
     grey = torch.as_tensor(np.asarray(pictures)).float().mean(3)
@@ -134,7 +134,7 @@ def texture_kept(
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return ((a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1)).clamp(min=1e-12)).numpy()
 
-# %% ../nbs/53_readings.ipynb #28b96e92
+# %% ../nbs/53_readings.ipynb #f3c2cdd4
 def svm_scores(
     features: np.ndarray,   # (N, C)
     table: AttributeTable,  # of the same N pictures

@@ -47,7 +47,7 @@ SAYS = dict(
     sample=f"Measured on a sample, not on the papers' data with their split: {_REFERENCE}",
     synthetic=f"Measured on synthetic pictures: {_REFERENCE}")
 
-# %% ../nbs/50_report.ipynb #ece67ef8
+# %% ../nbs/50_report.ipynb #9548966d
 def learnt_from(r: Run) -> list:
     "The names of everything a run learnt from: its table, its parsing set, the run it started from"
     c = r.config
@@ -66,7 +66,7 @@ def over_seeds(
     drawn = np.random.default_rng(seed).integers(0, k, (k, r))
     return values[drawn, np.arange(r)].mean(0)
 
-# %% ../nbs/50_report.ipynb #25932c6f
+# %% ../nbs/50_report.ipynb #b37540e6
 def percent(
     x,           # share of one, or nothing
     digits=2,
@@ -136,7 +136,7 @@ class Card:
         mean = lambda runs: sum(self.scored[which, r.method, r.config["seed"]] for r in runs)/len(runs)
         return {m: mean(self.of(m)) for m in self.methods}
 
-# %% ../nbs/50_report.ipynb #a99b4544
+# %% ../nbs/50_report.ipynb #d1d487ef
 def printed_method(name: str):
     "The registered method or variant of this name; None for rows that a notebook names itself"
     return METHODS.get(name) or VARIANTS.get(name)
@@ -157,7 +157,7 @@ def title(self: Card, method: str) -> str:
     partial_chain = done.get("note") and "networks" in done   # it left attributes to its first step
     return f"{name} ({len(done['networks'])} attributes)" if partial_chain else name
 
-# %% ../nbs/50_report.ipynb #e44abcec
+# %% ../nbs/50_report.ipynb #346bf04e
 @patch
 def remarks(self: Card) -> pd.DataFrame:  # one row per method that has a note
     "The registry's notes on the methods of this card"
@@ -208,7 +208,7 @@ def scores(self: Card) -> pd.DataFrame:
     rows = [*self.reference_rows(), *map(self.score_row, self.methods)]
     return pd.DataFrame(rows).set_index("method").fillna("")
 
-# %% ../nbs/50_report.ipynb #5f71b57b
+# %% ../nbs/50_report.ipynb #46543805
 @patch
 def printed_cell(self: Card, method: str, g) -> dict:
     "One printed mean (a row of `golden`) beside ours"
@@ -255,7 +255,7 @@ def difference(self: Card, a: str, b: str, metric: str = "AP") -> dict:  # diffe
     mean = lambda m: np.mean([self.scored["selected", m, s][metric].mean() for s in seeds])
     return stats.paired(mean(a) - mean(b), drawn) | dict(seeds=len(seeds))
 
-# %% ../nbs/50_report.ipynb #6c026412
+# %% ../nbs/50_report.ipynb #f087c383
 COMPARED = ("Paired differences in points; the smallest gap is what this test set would find four times in five. The last two columns are about accuracy: "
             "attributes that differ the same way on every seed (McNemar, Holm), and a permutation test that swaps people, on the mean over seeds.")
 
@@ -318,7 +318,7 @@ def balanced(self: Card) -> pd.DataFrame:
         if fine: rows[self.title(m)]["balanced loss"] = percent(np.mean(fine))
     return pd.DataFrame(rows).T.fillna("")
 
-# %% ../nbs/50_report.ipynb #e56300f0
+# %% ../nbs/50_report.ipynb #7986a1d5
 @patch
 def logic(self: Card) -> pd.DataFrame:
     "Share of test images that contradict themselves, labels and predictions side by side"
@@ -337,7 +337,7 @@ def parsing(self: Card) -> pd.DataFrame:
     row = lambda scores: {k.replace("_", " "): percent(v) for k, v in pd.DataFrame(scores).mean().items()}
     return pd.DataFrame({self.title(m): {"seeds": len(scores)} | row(scores) for m, scores in found.items() if scores}).T
 
-# %% ../nbs/50_report.ipynb #df4318dc
+# %% ../nbs/50_report.ipynb #90d5cf25
 @patch
 def cost(self: Card) -> pd.DataFrame:
     "Parameters, multiply-adds, speed, memory; empty where something was not measured"
@@ -347,7 +347,8 @@ def cost(self: Card) -> pd.DataFrame:
         c = self.of(m)[0].done["cost"]
         rows[self.title(m)] = {
             "parameters": whole(c["parameters"]), "multiply-adds (M)": f"{c['multiply_adds']/1e6:.1f}",
-            "training seconds": whole(c["training_seconds"]), "training images/s": whole(c.get("train_images_per_second")), "inference images/s": whole(c["predict_images_per_second"]),
+            "training seconds": whole(c["training_seconds"]), "training images/s": whole(c.get("train_images_per_second")),
+            "inference images/s": whole(c["predict_images_per_second"]),
             "peak memory MiB": whole(c["peak_memory_mib"]), "hardware": c["hardware"]}
     return pd.DataFrame(rows).T
 
@@ -414,7 +415,7 @@ def groups(self: Card, metric: str = "AP") -> pd.DataFrame:
     means = {self.title(m): 100*M.group_means(f[[metric]], self.table.vocab)[metric] for m, f in self.frames().items()}
     return pd.DataFrame(means).round(2)
 
-# %% ../nbs/50_report.ipynb #afae908a
+# %% ../nbs/50_report.ipynb #c88df9d3
 @patch
 def limits(self: Card) -> list:
     "What this run cannot tell"

@@ -28,14 +28,14 @@ def cluster_weights(
 # %% ../nbs/22_stats.ipynb #a0342f02
 def interval(
     replicates: np.ndarray,  # (R,) or (R, ...) bootstrap values
-    value=None,              # as measured: takes out the bootstrap's bias, which for average precision is real (copies of a positive help each other)
+    value=None,              # as measured: takes out the bootstrap's bias (in average precision copies of a positive help each other)
     level: float = .95,
 ):                           # (low, high), each of the trailing shape
     "Percentile interval of bootstrap values, moved so that their mean is `value`; NaN replicates are left out"
     tail, bias = 50*(1 - level), 0. if value is None else np.nanmean(replicates, 0) - value
     return np.nanpercentile(replicates, tail, axis=0) - bias, np.nanpercentile(replicates, 100 - tail, axis=0) - bias
 
-# %% ../nbs/22_stats.ipynb #6843a53d
+# %% ../nbs/22_stats.ipynb #4b2e8faa
 def bootstrap(
     metric,             # (scores, labels, known, weight=...) -> (R, NA), for example `metrics.average_precision`
     scores, labels, known,  # (N, NA) each
@@ -56,7 +56,7 @@ def bootstrap_mean(metric, scores, labels, known, weights) -> np.ndarray:  # (R,
     "Bootstrap replicates of a mean score over all attributes; arguments as in `bootstrap`"
     return mean_known(bootstrap(metric, scores, labels, known, weights))
 
-# %% ../nbs/22_stats.ipynb #5cbc5249
+# %% ../nbs/22_stats.ipynb #47a95081
 INSTANCE = ("precision", "recall", "F1")  # metrics that are averaged over images
 
 def _per_image(scores, labels, known):
@@ -149,7 +149,7 @@ def compare(
     value = np.nanmean(metric(scores_a, labels, known)) - np.nanmean(metric(scores_b, labels, known))
     return paired(value, drawn) | dict(p_accuracy=paired_permutation(accuracy_gain(scores_a, scores_b, labels, known), identity, seed=seed))
 
-# %% ../nbs/22_stats.ipynb #8831afb3
+# %% ../nbs/22_stats.ipynb #cefe031c
 def simultaneous(
     values: np.ndarray,  # (K,) as measured
     drawn: np.ndarray,   # (R, K) their bootstrap replicates
@@ -188,7 +188,7 @@ def _greater(low, high, margin): return low > 0, high < 0
 def _not_better(low, high, margin): return low <= 0 and high < margin, low > 0
 def _about_equal(low, high, margin): return -margin < low and high < margin, low > margin or high < -margin
 
-# %% ../nbs/22_stats.ipynb #210d0f16
+# %% ../nbs/22_stats.ipynb #41539684
 def joint_verdict(verdicts) -> str:
     "The verdict of a whole whose parts have these"
     words = [v.split(":")[0] for v in verdicts]

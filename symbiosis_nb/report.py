@@ -121,10 +121,14 @@ class Card:
         first = self.runs[0]
         return stats.cluster_weights(first.clusters, len(first.predictions()[0]), self.replicates)
     @cached_property
-    def drawn(self) -> dict:
-        "(method, seed, metric) -> bootstrap replicates of the mean"
-        return {(r.method, r.config["seed"], name): stats.bootstrap_mean(f, *r.predictions(), self.weights)
+    def each(self) -> dict:
+        "(method, seed, metric) -> bootstrap replicates (R, NA), attribute by attribute"
+        return {(r.method, r.config["seed"], name): stats.bootstrap(f, *r.predictions(), self.weights)
                 for r in self.runs for name, f in HEADLINE.items()}
+    @cached_property
+    def drawn(self) -> dict:
+        "(method, seed, metric) -> bootstrap replicates of the mean (R,)"
+        return {key: stats.mean_known(values) for key, values in self.each.items()}
     @cached_property
     def scored(self) -> dict:
         "(which weights, method, seed) -> score frame"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AS_EQUAL', 'COLUMNS', 'BEFORE', 'NOT_TESTED', 'Mean', 'Scored', 'scored_card', 'scored_runs', 'order_of', 'slack',
-           'within', 'judge', 'run_differs', 'Ledger', 'cannot_ask', 'claim_bars', 'kept_ledger', 'ledger_counts',
-           'kept_claims', 'tested_in', 'coverage']
+           'within', 'parts_line', 'judge', 'run_differs', 'Ledger', 'cannot_ask', 'claim_bars', 'kept_ledger',
+           'ledger_counts', 'kept_claims', 'tested_in', 'coverage']
 
 # %% ../nbs/52_claims.ipynb #a1f92333
 import json, re
@@ -88,7 +88,7 @@ class Scored:
         "Means over the named attributes (default all) of every row"
         at = [self.attributes.index(a) for a in attributes or self.attributes]
         if metric in stats.INSTANCE: found = self.instance(metric, at)
-        else: found = {k: (float(np.nanmean(v[at])), stats.mean_known(d[:, at])) for k, (v, d) in self.each(metric).items()}
+        else: found = {k: (float(stats.mean_known(v[None, at])[0]), stats.mean_known(d[:, at])) for k, (v, d) in self.each(metric).items()}
         out = {}
         for (name, seed), pair in found.items(): out.setdefault(name, {})[seed] = pair
         return {name: Mean(by_seed) for name, by_seed in out.items()}
@@ -144,34 +144,47 @@ def within(values: np.ndarray, kind: str, margin: float) -> np.ndarray:
     if kind == "greater": return values > 0
     return values < margin if kind == "not better" else np.abs(values) < margin
 
+def parts_line(texts, values, low, high) -> str:
+    "Every part with its interval, in points"
+    return "; ".join(f"{t} {100*v:+.2f} {span(l, h)}" for t, v, l, h in zip(texts, values, low, high))
+
 def judge(
     parts: list,           # (text, `Mean`, kind), a key of `stats.RULES`
     metric: str,           # whose margin counts, a key of `stats.MARGINS`
 ) -> dict:                 # difference, interval (of the weakest part, points), seeds, verdict, together, parts
-    "What the intervals of all parts say together"
+    "What the intervals of all parts say together; a part that isn't defined here (nobody has the attribute) leaves the claim open"
+    open_parts = [text for text, mean, _ in parts if np.isnan(mean.value)]
+    parts = [p for p in parts if p[0] not in open_parts]
+    undefined = f"cannot tell: not defined here: {', '.join(open_parts)}"
+    if not parts: return dict(difference="", interval="", seeds=0, verdict=undefined, together="", parts="")
     texts, means, kinds = zip(*parts)
-    margin, values = stats.MARGINS[metric], np.array([m.value for m in means])
-    drawn = np.stack([m.drawn for m in means], 1)
+    margin, values, drawn = stats.MARGINS[metric], np.array([m.value for m in means]), np.stack([m.drawn for m in means], 1)
     low, high = stats.simultaneous(values, drawn)
-    each = [stats.verdict(l, h, k, None, margin) for l, h, k in zip(low, high, kinds)]
     gap = stats.smallest_gap(drawn[:, 0]) if len(parts) == 1 else None
-    whole = stats.verdict(low[0], high[0], kinds[0], gap, margin) if len(parts) == 1 else stats.joint_verdict(each)
-    agree = np.all([within(d, k, margin) for d, k in zip((drawn - np.nanmean(drawn, 0) + values).T, kinds)], 0).mean()
+    each = [stats.verdict(l, h, k, gap, margin) for l, h, k in zip(low, high, kinds)]
+    whole = each[0] if len(parts) == 1 else stats.joint_verdict(each)
+    moved = (drawn - np.nanmean(drawn, 0) + values)[~np.isnan(drawn).any(1)]
+    agree = np.all([within(d, k, margin) for d, k in zip(moved.T, kinds)], 0).mean()
     weakest = int(np.argmin([slack(l, h, k, margin) for l, h, k in zip(low, high, kinds)]))
-    said = "" if len(parts) == 1 else "; ".join(f"{t} {100*v:+.2f} {span(l, h)}" for t, v, l, h in zip(texts, values, low, high))
     return dict(difference=f"{100*values[weakest]:+.2f}", interval=span(low[weakest], high[weakest]),
-                seeds=min(len(m.by_seed) for m in means), verdict=whole, together=f"{agree:.0%}", parts=said)
+                seeds=min(len(m.by_seed) for m in means),
+                verdict=undefined if open_parts and whole != "does not hold" else whole, together=f"{agree:.0%}" if len(moved) else "",
+                parts="" if len(parts) == 1 else parts_line(texts, values, low, high))
 
 # %% ../nbs/52_claims.ipynb #893cbfed
+def _methods(runs) -> list:
+    "The registered methods of these rows: as which they were asked for, else those that trained them"
+    return [m for r in runs if (m := printed_method(r.method) or printed_method(r.config["method"]))]
+
 def _trunks(runs) -> str:
     "The trunk that all rows share, where their papers have others"
     used = {r.config["profile"]["backbone"] for r in runs}
-    meant = {m.trunk for r in runs if (m := printed_method(r.config["method"]))}
+    meant = {m.trunk for m in _methods(runs)}
     return "" if used == meant else f"trunk {', '.join(sorted(used))} in place of {', '.join(sorted(meant))}"
 
 def _start(runs) -> str:
     "Rows from scratch whose papers start from trained weights"
-    meant = any(m.weights for r in runs if (m := printed_method(r.config["method"])))
+    meant = any(m.weights for m in _methods(runs))
     return "from scratch, not from trained weights" if meant and not any(r.config["profile"]["weights"] for r in runs) else ""
 
 def _pictures(runs, dataset: str) -> str:

@@ -150,7 +150,7 @@ def parts_line(texts, values, low, high) -> str:
 
 def judge(
     parts: list,           # (text, `Mean`, kind), a key of `stats.RULES`
-    metric: str,           # whose margin counts, a key of `stats.MARGINS`
+    metric: str,           # whose margin counts; only "greater" can be judged of one that `stats.MARGINS` does not know
 ) -> dict:                 # difference, interval (of the weakest part, points), seeds, verdict, together, parts
     "What the intervals of all parts say together; a part that isn't defined here (nobody has the attribute) leaves the claim open"
     open_parts = [text for text, mean, _ in parts if np.isnan(mean.value)]
@@ -158,7 +158,7 @@ def judge(
     undefined = f"cannot tell: not defined here: {', '.join(open_parts)}"
     if not parts: return dict(difference="", interval="", seeds=0, verdict=undefined, together="", parts="")
     texts, means, kinds = zip(*parts)
-    margin, values, drawn = stats.MARGINS[metric], np.array([m.value for m in means]), np.stack([m.drawn for m in means], 1)
+    margin, values, drawn = stats.MARGINS.get(metric), np.array([m.value for m in means]), np.stack([m.drawn for m in means], 1)
     low, high = stats.simultaneous(values, drawn)
     gap = stats.smallest_gap(drawn[:, 0]) if len(parts) == 1 else None
     each = [stats.verdict(l, h, k, gap, margin) for l, h, k in zip(low, high, kinds)]

@@ -158,6 +158,7 @@ def simultaneous(
     "Intervals that cover all values together; of a single value, its percentile interval as in `interval`"
     if drawn.shape[1] == 1: return interval(drawn, values, level)
     error, off = np.nanstd(drawn, 0, ddof=1), np.abs(drawn - np.nanmean(drawn, 0))
+    off = off[~np.isnan(off).all(1)]
     worst = np.nanmax(np.divide(off, error, out=np.zeros_like(off), where=error > 0), 1)
     reach = np.nanpercentile(worst, 100*level)*error
     return values - reach, values + reach

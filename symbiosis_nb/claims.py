@@ -188,7 +188,8 @@ def _start(runs) -> str:
     return "from scratch, not from trained weights" if meant and not any(r.config["profile"]["weights"] for r in runs) else ""
 
 def _pictures(runs, dataset: str) -> str:
-    "Another image set than the claim's"
+    "Another image set than the claim's; a table made of two sets (`data.protocols.cross`) has no image set of its own"
+    if " to " in runs[0].config["data"]: return ""
     frame = dict(aligned="aligned", whole="original").get(runs[0].config["frame"], "")
     asked = dataset.removeprefix("CelebA ")
     return f"{frame} pictures" if frame and asked in ("aligned", "original") and asked != frame else ""
@@ -361,7 +362,8 @@ def kept_ledger(
     columns = ("id paper part claim metric measured_on data difference interval seeds verdict together printed differs "
                "rule parts report").split()
     rows = [_kept(p) for p in sorted(Path(root).glob("*/claims.csv"))]
-    return pd.concat(rows, ignore_index=True).reindex(columns=columns).fillna("") if rows else pd.DataFrame(columns=columns)
+    if not rows: return pd.DataFrame(columns=columns)
+    return pd.concat(rows, ignore_index=True).reindex(columns=columns).astype(object).fillna("")
 
 def _distinct(ledger: pd.DataFrame) -> pd.DataFrame:
     "Each test once: by id, a paper's own notebook before the side-by-side card; rows without id by their mean AP, as ever"

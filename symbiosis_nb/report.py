@@ -260,8 +260,9 @@ def difference(self: Card, a: str, b: str, metric: str = "AP") -> dict:  # diffe
     return stats.paired(mean(a) - mean(b), drawn) | dict(seeds=len(seeds))
 
 # %% ../nbs/50_report.ipynb #f087c383
-COMPARED = ("Paired differences in points; the smallest gap is what this test set would find four times in five. The last two columns are about accuracy: "
-            "attributes that differ the same way on every seed (McNemar, Holm), and a permutation test that swaps people, on the mean over seeds.")
+COMPARED = ("Paired differences in points; the smallest gap is what this test set would find four times in five. "
+            "The last two columns are about accuracy: attributes that differ the same way on every seed (McNemar, Holm), "
+            "and a permutation test that swaps people, on the mean over seeds.")
 
 def which_differ(r: Run, q: Run) -> np.ndarray:  # (NA,) 1, 0 or -1
     "Per attribute: 1 where the first run is right more frequently, -1 where the second is, 0 where McNemar's test cannot tell"

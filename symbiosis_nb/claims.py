@@ -135,11 +135,12 @@ def order_of(
     return [(a, b, "about equal" if (a, b) == near else kind) for a, b, kind in zip(names, names[1:], kinds)]
 
 # %% ../nbs/52_claims.ipynb #5876a3d3
-def slack(low: float, high: float, kind: str, margin: float) -> float:
+def slack(low: float, high: float, kind: str, margin: float | None) -> float:
     "How far an interval is from leaving what its rule allows; negative when it does"
-    return dict(greater=low, **{"not better": margin - high, "about equal": margin - max(-low, high)})[kind]
+    if kind == "greater": return low
+    return margin - high if kind == "not better" else margin - max(-low, high)
 
-def within(values: np.ndarray, kind: str, margin: float) -> np.ndarray:
+def within(values: np.ndarray, kind: str, margin: float | None) -> np.ndarray:
     "Whether a replicate agrees with its rule"
     if kind == "greater": return values > 0
     return values < margin if kind == "not better" else np.abs(values) < margin

@@ -99,6 +99,12 @@ def test_parts_that_hold_alone_need_not_hold_together():
     assert judge(parts[:1], "AP")["verdict"] == "holds" and judge(parts, "AP")["verdict"] == "cannot tell"
 
 
+def test_a_measure_without_a_margin_can_be_greater_only():
+    "Qualitative claims have measures of their own: no margin says what would be equal there"
+    assert judge([("a - b", fixed(.02), "greater"), ("c - d", fixed(.03), "greater")], "qualitative")["verdict"] == "holds"
+    with pytest.raises(ValueError, match="margin"): judge([("a - b", fixed(.02), "about equal")], "qualitative")
+
+
 def test_orders_are_those_of_the_list():
     listed = published.claims(kind="ranking")
     for id, claim in listed.iterrows():

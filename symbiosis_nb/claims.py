@@ -448,6 +448,6 @@ def coverage(
         kept = ledger[ledger.id == id]
         verdicts = "; ".join(f"{v.split(':')[0]} ({on})" for v, on in dict.fromkeys(zip(kept.verdict, kept.measured_on)))
         rows.append(dict(id=id, claim=claim.claim, metric=claim.metric, kind=claim.kind,
-                         tested_in=", ".join(tested.get(id, [])), needs=NEEDS.get(id, ""), verdict=verdicts or ("not run yet" if id in tested else ""),
-                         why_not=NOT_TESTED.get(id, "")))
+                         tested_in=", ".join(tested.get(id, [])), needs=NEEDS.get(id, ""),
+                         verdict=verdicts or ("not run yet" if id in tested else ""), why_not=NOT_TESTED.get(id, "")))
     return pd.DataFrame(rows).set_index("id")

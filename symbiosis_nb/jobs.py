@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job', 'weights_for',
            'paper_recipe']
 
-# %% ../nbs/31f_jobs.ipynb #d878d3ac
+# %% ../nbs/31f_jobs.ipynb #9bca0044
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .needs import abstraction, boxes, crops, masks, parsing   # every need is k
 from .needs.base import Need
 from .recipes import Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #5c95548f
+# %% ../nbs/31f_jobs.ipynb #dd5deeeb
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -102,12 +102,12 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #094d2c7b
+# %% ../nbs/31f_jobs.ipynb #929f0927
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method; raises `DataError` where the paper's weights are a file that was not passed"
     size = tuple(profile.size or m.size)
     return replace(profile, size=square(size) if m.need.squares else size, backbone=profile.backbone or m.trunk,
-                   recipe=replace(profile.recipe or m.recipe, **profile.changes), changes={}, weights=_weights(profile, m))
+                   recipe=replace(profile.recipe or m.recipe, **profile.changes).longer(profile.longer), changes={}, longer=1., weights=_weights(profile, m))
 
 def _weights(profile, m):
     "The trunk's first weights: as asked; else the paper's, where trunk and size are the paper's too"
@@ -124,7 +124,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #73b9092b
+# %% ../nbs/31f_jobs.ipynb #495c4b7e
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -134,7 +134,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #d4e0d97f
+# %% ../nbs/31f_jobs.ipynb #ff9bd1d4
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,
@@ -152,7 +152,7 @@ def make_job(
     serves = twin if twin and resolve(asked, twin) == p else m
     return Job(serves, limit_table(table, p.limit), p, seed, options=options, called=m.name, **where)
 
-# %% ../nbs/31f_jobs.ipynb #b0c9201a
+# %% ../nbs/31f_jobs.ipynb #e320f441
 def weights_for(
     method: str,       # a name from `METHODS`
     given: str = "",   # "general_to_specific=vgg_face.pth pse_a=alexnet.safetensors", one file for all, or "scratch"
@@ -165,7 +165,7 @@ def weights_for(
     rest = [w for w in given.split() if "=" not in w]
     return pairs.get(method) or pairs.get(m.paper) or (rest[0] if rest else None)
 
-# %% ../nbs/31f_jobs.ipynb #db3ed2fb
+# %% ../nbs/31f_jobs.ipynb #85498715
 SIZES = dict(CelebA=162_770, LFWA=6_263, WIDER=28_345, Berkeley=4_013)   # training samples of the papers' protocols
 
 def paper_recipe(

@@ -6,7 +6,7 @@
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
 
-# %% ../nbs/26_recipes.ipynb #31cc7d71
+# %% ../nbs/26_recipes.ipynb #10fa2d88
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -125,6 +125,7 @@ class Profile:
     augment: bool = True           # as the recipe says; False: the pictures as they are
     options: dict = field(default_factory=dict)  # method -> keywords of its model that a run of this size needs
     changes: dict = field(default_factory=dict)  # fields of the recipe that differ, whosever recipe it is
+    longer: float = 1.             # factor on the length of the method's training, whatever that is
     loss: str | None = None        # "balanced": positives and negatives of every attribute count the same; None: the method's own
     generator: Generator = Generator()  # of abstraction images, for methods that need them
     attributes: tuple = ()         # attributes with a network of their own, for methods with a chain; empty: all
@@ -135,7 +136,7 @@ class Profile:
         "Height and width of stored masks"
         return tuple(s//self.mask_share for s in self.size)
 
-# %% ../nbs/26_recipes.ipynb #d05bd86a
+# %% ../nbs/26_recipes.ipynb #25f63934
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e; one attribute of the whole face
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 _DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes

@@ -202,7 +202,7 @@ def test_changed_settings_keep_the_papers_recipe():
     from symbiosis_nb.inputs import resolve
     from symbiosis_nb.methods import METHODS, make_profile
     m = METHODS["ssp"]
-    assert resolve(make_profile("paper", epochs=5), m).recipe == __import__("dataclasses").replace(m.recipe, epochs=5)
+    assert resolve(make_profile("paper", epochs=5), m).recipe == __import__("dataclasses").replace(m.recipe, epochs=5, iterations=None)
 
 
 def test_intervals_are_free_of_the_bootstraps_bias():

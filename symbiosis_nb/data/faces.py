@@ -13,9 +13,9 @@ import torch
 
 from .causes import NATURAL, SKIN, Faces, anatomy, pose, toggle
 from .drawing import ALIGNED, Canvas, Patch, bow, box, choose, ellipse, lens, line, place, ramp, rgb, smooth
-from symbiosis_nb.data.layers import (FRAME, GOLD, HAT, LIPSTICK, TIE, WALL, back_hair, background, bags, beard, blemishes, brows,
-    cheeks, clothes, collar, double_chin, ears, earrings, eyes, face, front_hair, fuzz, glasses, hat, makeup, mouth, neck, necklace, necktie, nose,
-    spectacles, wrinkles)
+from .layers import (FRAME, GOLD, HAT, LIPSTICK, TIE, WALL, back_hair, background, bags, beard, blemishes, brows,
+    cheeks, clothes, collar, double_chin, ears, earrings, eyes, face, front_hair, fuzz, glasses, hat, makeup, mouth, neck, necklace,
+    necktie, nose, spectacles, wrinkles)
 from ..vocab import CELEBA, HELEN
 
 # %% ../../nbs/03d_data.faces.ipynb #716bbee3

@@ -18,10 +18,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from ..core import DataError, atomic_write, read_json, write_json
-from .causes import (BEARD, CAUSES, SKIN, Faces, anatomy, attribute_scores, decide, flip_rates, identities, latent_causes, noisy_labels, pose,  # noqa
-    repair, sample_faces, toggle)
-from .drawing import (ALIGNED, CENTRE, Canvas, Patch, bell, bow, box, choose, ellipse, in_parallel, lens, line, mix, normal, place, ramp,  # noqa
-    rgb, sheet, smooth, to_image, uniform)
+from .causes import (BEARD, CAUSES, SKIN, Faces, anatomy, attribute_scores, decide, flip_rates, identities,  # noqa
+    latent_causes, noisy_labels, pose, repair, sample_faces, toggle)
+from .drawing import (ALIGNED, CENTRE, Canvas, Patch, bell, bow, box, choose, ellipse, in_parallel, lens, line, mix,  # noqa
+    normal, place, ramp, rgb, sheet, smooth, to_image, uniform)
 from .faces import (CLOTH_SLOTS, DECOYS, FIRST, LAYERS, WALL_SLOTS, contrast, cues, decoy_kind, draw, face_boxes, landmarks, paint)  # noqa
 from .layers import HAT, TIE, WALL  # noqa
 from .official import celeba, helen, lfwa

@@ -19,11 +19,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core import DataError, atomic_write, cache_dir, digest, progress
+from ..core import DataError, as_path, atomic_write, cache_dir, digest, make_folder, progress
 from .files import (Numbers, check_counts, column_order, complain, count_parts, find, hold_out, image_size,  # noqa
     images_by_stem, keep_complete, list_images, need, plain, read_csv, read_mat, read_numbers, read_rows, read_text, scan_folder,
     set_folder, short, sniff, stem_of, stored_image, variables)
-from .tables import IGNORE, SPLITS, AttributeTable, ParsingTable, check_split, read_image
+from .columns import SPLIT_WORDS, SPLITS
+from .tables import IGNORE, AttributeTable, ParsingTable, check_split, read_image
 from ..vocab import BERKELEY, CELEBA, CELEBAMASK, FASSEG, HELEN, LAPA, LIP, WIDER
 
 # %% ../../nbs/03_data.official.ipynb #eb31f412
@@ -54,7 +55,7 @@ _CELEBA_VARIANT = dict(
 def _celeba_places(root, variant, files):
     "Where every file of this copy is; None for what it does not have"
     if variant not in _CELEBA_VARIANT: raise ValueError(f"variant must be 'aligned' or 'original', not {variant!r}")
-    wanted, given = _CELEBA_FILES | _CELEBA_VARIANT[variant], {k: Path(v).expanduser() for k, v in (files or {}).items()}
+    wanted, given = _CELEBA_FILES | _CELEBA_VARIANT[variant], {k: as_path(v) for k, v in (files or {}).items()}
     if "boxes" in given and variant == "aligned":
         raise DataError("CelebA's boxes belong to the in-the-wild images and do not fit the aligned ones: "
                         "use variant='original', or leave them out")
@@ -78,8 +79,8 @@ def official_part(
 def _six_digits(stems): return all(len(s) == 6 and s.isascii() and s.isdigit() and 1 <= int(s) <= 202_599 for s in stems)
 
 def _celeba_labels(path):
-    "The attribute file as `Numbers`, checked: -1 or 1, or 0 or 1 throughout"
-    attr = read_numbers(path, CELEBA.names)
+    "The attribute file as `Numbers`, checked: -1 or 1, 0 or 1, or True or False throughout"
+    attr = read_numbers(path, CELEBA.names, dict(true=1, false=0))
     _expect_labels(attr)
     return attr
 
@@ -97,7 +98,7 @@ def _celeba_split(path, attr, notes):
                             "so the parts cannot be known: add list_eval_partition.txt")
         notes.append("no partition file: parts follow the official ranges of the image numbers")
         return np.array([official_part(int(s)) for s in attr.stems])
-    parts = read_numbers(path, ("partition",))
+    parts = read_numbers(path, ("partition",), {word: SPLITS.index(part) for word, part in SPLIT_WORDS.items()})
     parts.expect(np.isin(parts.values, (0, 1, 2)), "0, 1 or 2")
     rows = parts.rows_of(attr.stems)
     lost = [f"{attr.names[i]}: in no line" for i in np.flatnonzero(rows < 0)]
@@ -203,16 +204,17 @@ def _unpack(shards):
     "The folder of the cache with these shards in the official layout; what is there is not written again"
     folder = cache_dir()/"celeba"/digest([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for _, p in shards])
     attr, images = folder/"Anno"/"list_attr_celeba.txt", folder/"Img"/"img_align_celeba"
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     have, size = {n: p.stat().st_size for n, p in list_images(images).items()}, sum(p.stat().st_size for _, p in shards)
     if attr.exists() and len(have) == attr.read_bytes().count(b"\n") - 1: return folder
     if shutil.disk_usage(folder).free < size - sum(have.values()):
-        raise OSError(28, f"{folder} needs {size/2**30:.1f} GiB and the disk has no room: free some, or set SYMBIOSIS_CACHE to another disk")
+        raise OSError(28, f"{folder} needs {size/2**30:.1f} GiB and the disk has no room: free some, "
+                      "or set SYMBIOSIS_CACHE to another disk")
     with progress(desc="unpacking pictures", total=size) as bar:
         seen = {}
         rows = pd.concat([_unpack_shard(path, part, seen, images, have, bar) for part, path in shards])
     if not len(rows): raise DataError(f"{shards[0][1].parent}: the parquet shards have no rows: fetch them again")
-    os.sync()  # the list of labels, written last, says that all pictures are there
+    if hasattr(os, "sync"): os.sync()  # the list of labels, written last, says that all pictures are there
     identity, partition = folder/"Anno"/"identity_CelebA.txt", folder/"Eval"/"list_eval_partition.txt"
     for path, columns in ((identity, ["identity"]), (partition, ["partition"]), (attr, [*CELEBA.names])):
         if columns[0] not in rows: continue
@@ -249,8 +251,9 @@ def celeba(
     if identity is not None: identity = np.nan_to_num(identity[:, 0], nan=-1).astype(int)
     if landmarks is not None: landmarks = landmarks.reshape(-1, 5, 2)
     if variant == "aligned": landmarks = _fit_aligned(landmarks, paths, notes)
+    frame, boxes = "aligned" if variant == "aligned" else "whole", _valid_boxes(extra["boxes"], notes)
     table = AttributeTable(f"CelebA ({variant})", CELEBA, paths, attr.values[keep] > 0, np.ones((len(keep), 40), bool), split, identity,
-                           _valid_boxes(extra["boxes"], notes), landmarks, "aligned" if variant == "aligned" else "whole", notes)
+                           boxes, landmarks, frame, notes, exif=False)
     check_split(table)
     notes += _celeba_counts(table, stems)
     return table
@@ -321,7 +324,7 @@ def lfwa(
     split = hold_out(split[rows], person[rows], valid_share, seed, notes)
     notes.append(f"{len(names):,} images in lfw_att_40.mat, {len(rows):,} used ({count_parts(split)})")
     return AttributeTable("LFWA", CELEBA, [paths[i] for i in rows], labels[rows], np.ones((len(rows), 40), bool), split,
-                          np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes)
+                          np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #fe42d093
 WIDER_BOXES = 57_524  # 28,345 of training and validation, 29,179 of testing
@@ -413,7 +416,7 @@ def wider_attribute(
     keep, boxes = keep[inside], boxes[inside]
     values = np.array([targets[i][2] for i in keep]).reshape(-1, len(WIDER))
     paths = [paths[i] for i in keep]
-    return AttributeTable(name, WIDER, paths, values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes)
+    return AttributeTable(name, WIDER, paths, values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #34b1f4a9
 BERKELEY_COUNTS = dict(train=4013, test=4022)
@@ -452,7 +455,7 @@ def berkeley_attributes(
     keep, boxes = keep[some], boxes[some]
     split = hold_out(split[keep], np.array(names)[keep], valid_share, seed, notes)
     paths, values = [paths[i] for i in keep], values[keep, 4:]
-    return AttributeTable(name, BERKELEY, paths, values > 0, values != 0, split, boxes=boxes, frame="box", notes=notes)
+    return AttributeTable(name, BERKELEY, paths, values > 0, values != 0, split, boxes=boxes, frame="box", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #72746815
 def read_indices(
@@ -619,12 +622,23 @@ def _mapping(path):
 
 def _split_file(path):
     "name -> part, from lines `name train|valid|test`"
-    rows, known = read_rows(path), dict(train="train", valid="valid", val="valid", test="test")
+    rows, known = read_rows(path), SPLIT_WORDS
     strange = [(line, f) for line, f in rows if len(f) != 2 or f[1].lower() not in known]
     complain(path, [f"line {line}: {short(' '.join(f))} is not 'name train|valid|test'" for line, f in strange])
     twice = [f"{n} comes {k} times" for n, k in Counter(stem_of(f[0]) for _, f in rows).items() if k > 1]
     complain(path, twice)
-    return {stem_of(f[0]): known[f[1].lower()] for _, f in rows}
+    return _by_number({stem_of(f[0]): known[f[1].lower()] for _, f in rows})
+
+def _number_name(name): return str(int(name)) if name.isascii() and name.isdigit() and len(name) < 10 else name
+
+def _by_number(files):
+    "The same dict with numbers for names, so that 00000.jpg is image 0; raises `DataError` where two names are one number"
+    found = {}
+    for name, file in files.items():
+        key = _number_name(name)
+        if key in found: raise DataError(f"{file} and {found[key]} are both image {key}: take one of them away")
+        found[key] = file
+    return found
 
 def _maskhq_parts(base, notes):
     "name -> part, from the mapping to CelebA or a split.txt, or None"
@@ -639,7 +653,7 @@ def _maskhq_labels(base, masks, order):
     images = find(base, "CelebA-HQ-img", "images", folders=_MASKHQ_FOLDERS)
     if images is None: raise DataError(f"{base}: found neither CelebA-HQ-img nor images: is this the folder of CelebAMask-HQ?")
     if masks is None and (anno := find(images.parent, *_ANNO)): return images, _part_files(anno), fuse_parts
-    fused = Path(masks) if masks else find(images.parent, *_FUSED, "masks")
+    fused = as_path(masks) if masks else find(images.parent, *_FUSED, "masks")
     if fused is None:
         raise DataError(f"{images.parent}: found neither {_ANNO[0]} nor {_FUSED[0]} nor masks: unpack the masks, or pass masks=folder")
     order = tuple(order or CELEBAMASK.names)
@@ -659,7 +673,7 @@ def celebamask_hq(
     "Read CelebAMask-HQ: parts, fused masks, or the course form. Raises `DataError`"
     root, notes, name = set_folder(root), [], "CelebAMask-HQ"
     folder, labels, read = _maskhq_labels(root, masks, order)
-    images, parts = images_by_stem(folder), _maskhq_parts(folder.parent, notes)
+    images, labels, parts = _by_number(images_by_stem(folder)), _by_number(labels), _maskhq_parts(folder.parent, notes)
     names = sorted(images.keys() | labels.keys() if parts is None else parts, key=lambda n: (len(n), n))
     if not names: raise DataError(f"{name}, {folder}: no images here: is this the right folder?")
     split = np.array(["train" if parts is None else parts[n] for n in names])
@@ -682,17 +696,17 @@ def celebamask_hq_attributes(
     root, notes = set_folder(root), []
     path = need(root, "CelebAMask-HQ-attribute-anno.txt", folders=_MASKHQ_FOLDERS)
     attr, parts = _celeba_labels(path), _maskhq_parts(path.parent, notes)
-    lost = [f"{n}: in no line" for n, s in zip(attr.names, attr.stems) if parts is not None and s not in parts]
+    lost = [f"{n}: in no line" for n, s in zip(attr.names, attr.stems) if parts is not None and _number_name(s) not in parts]
     if lost:
         raise DataError(f"{path.parent}: {len(lost)} labelled images are not in the list of parts: do the files belong together?", lost)
-    split = np.array(["train" if parts is None else parts[s] for s in attr.stems])
-    images = images_by_stem(need(path.parent, "CelebA-HQ-img"))
-    paths = [images.get(s) for s in attr.stems]
+    split = np.array(["train" if parts is None else parts[_number_name(s)] for s in attr.stems])
+    images = _by_number(images_by_stem(need(path.parent, "CelebA-HQ-img")))
+    paths = [images.get(_number_name(s)) for s in attr.stems]
     keep = keep_complete(f"CelebAMask-HQ, {path.parent}", attr.names, split, on_missing, notes, image=paths)
     notes += attr.notes + check_counts("CelebAMask-HQ", split[keep], MASKHQ_COUNTS)
     known = np.ones((len(keep), 40), bool)
     paths, labels = [paths[i] for i in keep], attr.values[keep] > 0
-    return AttributeTable("CelebAMask-HQ", CELEBA, paths, labels, known, split[keep], frame="whole", notes=notes)
+    return AttributeTable("CelebAMask-HQ", CELEBA, paths, labels, known, split[keep], frame="whole", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #b60fa232
 def lapa(

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from ..core import DataError, atomic_write, read_json, write_json
+from ..core import DataError, as_path, atomic_write, make_folder, read_json, write_json
 from .causes import (BEARD, CAUSES, SKIN, Faces, anatomy, attribute_scores, decide, flip_rates, identities,  # noqa
     latent_causes, noisy_labels, pose, repair, sample_faces, toggle)
 from .drawing import (ALIGNED, CENTRE, Canvas, Patch, bell, bow, box, choose, ellipse, in_parallel, lens, line, mix,  # noqa
@@ -62,14 +62,14 @@ def drawn(
     out,     # folder of a synthetic set
 ) -> list:
     "The one note every synthetic table carries"
-    return [f"drawn, not photographed: {read_json(Path(out)/SIDE/'settings.json')}"]
+    return [f"drawn, not photographed: {read_json(as_path(out)/SIDE/'settings.json')}"]
 
 def fresh(
     out,             # folder of a synthetic set, perhaps not there yet
     settings: dict,  # what is to lie there
 ) -> bool:
     "True when `out` holds no set yet or one of an older version, False when it holds this one; raises `DataError` for another"
-    mark = Path(out)/SIDE/"settings.json"
+    mark = as_path(out)/SIDE/"settings.json"
     if not mark.exists(): return True
     if read_json(mark) == settings: return False
     if dict(read_json(mark), version=VERSION) == settings: mark.unlink(); return True
@@ -83,7 +83,7 @@ def write_pictures(
     size=(218, 178),  # (H, W)
 ):
     "JPEG files of varying quality"
-    for folder in {p.parent for p in paths}: folder.mkdir(parents=True, exist_ok=True)
+    for folder in {p.parent for p in paths}: make_folder(folder)
     quality = faces.u("jpeg", 62, 97).flatten().tolist()
     def job(rows):
         for path, picture, q in zip(paths[rows], draw(faces.take(rows), size, frame, batch=32), quality[rows]):
@@ -97,7 +97,7 @@ def write_wild(
     paths: list,  # N files
 ) -> tuple:       # boxes (N, 4) and landmarks (N, 5, 2) in those pictures
     "The same scenes as taken: other crops and sizes"
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    make_folder(paths[0].parent)
     pick = lambda name, lo, hi: uniform(faces.seed, name, faces.index)*(hi - lo) + lo
     crop = np.stack([pick(*a).round() for a in (("left", 0, 60), ("top", 0, 42), ("right", 258, 318), ("bottom", 272, 316))], 1)
     zoom, quality = pick("zoom", .75, 1.5), faces.u("jpeg", 62, 97).flatten().tolist()
@@ -148,7 +148,7 @@ def cue_masks(
     root,           # a folder `make_faces` wrote
 ) -> CueMasks:
     "The cue masks of the test part; raises `DataError` where there are none"
-    path = Path(root)/SIDE/"cue_masks.npz"
+    path = as_path(root)/SIDE/"cue_masks.npz"
     if not path.exists(): raise DataError(f"{path} is missing: cue masks exist for sets drawn by make_faces(..., cue_masks=True) only")
     with np.load(path) as z: return CueMasks(z["names"].tolist(), z["bits"], tuple(z["size"].tolist()))
 
@@ -162,7 +162,7 @@ def make_faces(
     cue_masks=True,       # also the cue masks of the test part
 ):                        # -> AttributeTable
     "Draw faces and write them in the official CelebA layout; reads a set that is there already, raises `DataError` for another one"
-    out = Path(out)
+    out = as_path(out)
     settings = dict(kind="faces", n=n, seed=seed, label_noise=label_noise, wild=wild, cue_masks=cue_masks, version=VERSION)
     if not fresh(out, settings): return read_faces(out)
     faces, split = sample_faces(n, seed)
@@ -197,7 +197,7 @@ def clean_labels(
     root,           # a folder `make_faces` wrote
 ) -> np.ndarray:    # (N, 40) uint8, rows as in `read_faces`
     "The labels before noise: what is really in the pictures"
-    rows = [line.split()[1:] for line in (Path(root)/SIDE/"list_attr_clean.txt").read_text().splitlines()[2:]]
+    rows = [line.split()[1:] for line in (as_path(root)/SIDE/"list_attr_clean.txt").read_text().splitlines()[2:]]
     return (np.array(rows, int) > 0).astype(np.uint8)
 
 # %% ../../nbs/04_data.synthetic.ipynb #b3f3d23b
@@ -207,18 +207,18 @@ def make_parsing(
     seed: int = 0,   # another seed, other people; never the people of `make_faces`
 ):                   # -> ParsingTable
     "Draw faces with eleven soft region maps each and write them in the Helen layout. A set that is there already is read"
-    out, settings = Path(out), dict(kind="parsing", n=n, seed=seed, version=VERSION)
+    out, settings = as_path(out), dict(kind="parsing", n=n, seed=seed, version=VERSION)
     if not fresh(out, settings): return read_parsing(out)
     faces, split = sample_faces(n, f"parsing {seed}", share=(.8, .1))
     ids = [f"{int(u*9e8) + 10**8}{i:03d}_1" for i, u in zip(faces.index, uniform(faces.seed, "id", faces.index))]
-    (out/"images").mkdir(parents=True, exist_ok=True)
+    make_folder(out/"images")
     def job(rows):
         margin = .03*(rows.start//8 % 5)  # some are framed wider, and every image has its own size
         size = (218 + 6*(rows.start//8 % 4), 178 + 4*(rows.start//8 % 5))
         frame = (-178*margin, -218*margin, 178*(1 + margin), 218*(1 + margin))
         for name, picture, maps in zip(ids[rows], *draw(faces.take(rows), size, frame, regions=True)):
             to_image(picture).save(out/"images"/f"{name}.jpg", "JPEG", quality=92)
-            (out/"labels"/name).mkdir(parents=True, exist_ok=True)
+            make_folder(out/"labels"/name)
             for k, m in enumerate((maps*255).round().byte().numpy()):
                 Image.fromarray(m).save(out/"labels"/name/f"{name}_lbl{k:02d}.png", compress_level=1)
     in_parallel(job, n, "drawing with regions", 8)
@@ -262,7 +262,7 @@ def make_shifted_faces(
     label_noise=.05,   # share of written labels that are wrong
 ):                     # -> AttributeTable
     "Another synthetic set: other light, walls, framing and label habits; in the LFWA layout (.mat files of version 5)"
-    out, settings = Path(out), dict(kind="shifted", n=n, seed=seed, label_noise=label_noise, version=VERSION)
+    out, settings = as_path(out), dict(kind="shifted", n=n, seed=seed, label_noise=label_noise, version=VERSION)
     if not fresh(out, settings): return read_shifted(out)
     faces, split = sample_faces(n, f"shifted {seed}", "shifted", share=(.5, 0.), mean=3)
     count = {}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import DataError, write_json
+from ..core import DataError, as_path, make_folder, write_json
 from .causes import SKIN
 from .drawing import Canvas, Patch, box, choose, ellipse, in_parallel, lens, mix, ramp, rgb, smooth, to_image, uniform
 from .layers import HAT, TIE, WALL
@@ -211,7 +211,7 @@ def write_scenes(
 ) -> tuple:             # boxes (N, 4) in their pixels; cue masks (K, 14, 64, 32) of the people in `with_cues`, in order
     "Draw the scenes into JPEG files"
     numbers = np.unique(scenes.scene)
-    for folder in {p.parent for p in paths}: folder.mkdir(parents=True, exist_ok=True)
+    for folder in {p.parent for p in paths}: make_folder(folder)
     zoom, quality = (uniform(scenes.people.seed, k, numbers) for k in ("zoom", "jpeg"))
     zoom, quality, with_cues = .9 + .9*zoom, 65 + 30*quality, set(with_cues)
     def job(rows):
@@ -235,7 +235,7 @@ def write_cue_file(
     buffer = io.BytesIO()
     bits = np.packbits(masks.reshape(*masks.shape[:2], -1), -1)
     np.savez_compressed(buffer, names=np.array(names), bits=bits, size=np.array(masks.shape[2:]))
-    write_bytes(Path(out)/SIDE/"cue_masks.npz", buffer.getvalue())
+    write_bytes(as_path(out)/SIDE/"cue_masks.npz", buffer.getvalue())
 
 def parts_of(
     numbers: np.ndarray,  # (M,) of the pictures, ascending
@@ -253,7 +253,7 @@ def make_wider(
     cue_masks=True,       # also the cue masks of the test part, in boxes
 ):                        # -> AttributeTable
     "Draw people and write them in the WIDER Attribute layout; reads a set that is there, raises `DataError` for another one"
-    out, settings = Path(out), dict(kind="wider", n=n, seed=seed, label_noise=label_noise, cue_masks=cue_masks, version=VERSION)
+    out, settings = as_path(out), dict(kind="wider", n=n, seed=seed, label_noise=label_noise, cue_masks=cue_masks, version=VERSION)
     if not fresh(out, settings): return read_wider(out)
     scenes = sample_scenes(n, f"wider {seed}")
     numbers = np.unique(scenes.scene)
@@ -301,7 +301,7 @@ def make_berkeley(
     cue_masks=True,    # also the cue masks of the test part, in boxes
 ):                     # -> AttributeTable
     "Draw people and write them in the layout of the Berkeley Attributes of People; as `make_wider` otherwise"
-    out = Path(out)
+    out = as_path(out)
     settings = dict(kind="berkeley", n=n, seed=seed, label_noise=label_noise, cue_masks=cue_masks, version=VERSION)
     if not fresh(out, settings): return read_berkeley(out)
     scenes = sample_scenes(n, f"berkeley {seed}", clear=True, cut=.5)
@@ -341,7 +341,7 @@ def write_lip(
     folders: dict,  # "image" and "label" -> folder
 ):
     "Pictures and label maps of one person each; sizes differ from picture to picture"
-    for folder in folders.values(): folder.mkdir(parents=True, exist_ok=True)
+    for folder in folders.values(): make_folder(folder)
     def job(rows):
         zoom = (.8, 1., 1.25, 1.5)[rows.start//8 % 4]
         size = (round(208*zoom), round(100*zoom))
@@ -359,7 +359,7 @@ def make_lip(
     seed: int = 0,    # another seed, other people; never the people of the other sets
 ):                    # -> ParsingTable
     "Draw people and write them in the LIP layout. A set that is there already is read; raises `DataError` for another"
-    out, settings = Path(out), dict(kind="lip", n=n, seed=seed, version=VERSION)
+    out, settings = as_path(out), dict(kind="lip", n=n, seed=seed, version=VERSION)
     if not fresh(out, settings): return read_lip(out)
     people = sample_people(n, f"lip {seed}")
     names = [f"{100 + i//40}_{i + 400_000}" for i in people.index]
@@ -381,6 +381,6 @@ def people_cue_masks(
     root,           # a folder `make_wider` or `make_berkeley` wrote
 ) -> CueMasks:      # in boxes; rows as the test part of the table
     "The cue masks of the test part; raises `DataError` where there are none"
-    path = Path(root)/SIDE/"cue_masks.npz"
+    path = as_path(root)/SIDE/"cue_masks.npz"
     if not path.exists(): raise DataError(f"{path} is missing: draw the set with cue_masks=True")
     with np.load(path) as z: return CueMasks(z["names"].tolist(), z["bits"], tuple(z["size"].tolist()))

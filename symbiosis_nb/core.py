@@ -137,9 +137,9 @@ NO_LOCKS = {getattr(errno, n) for n in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTS
 
 def has_locks(
     file: Path,  # an open-able file on the drive in question
-) -> bool:       # True where the system has no such question (Windows)
+) -> bool:
     "Whether the drive of this file knows locks"
-    if fcntl is None: return True
+    if fcntl is None: return sys.platform == "win32"
     with open(file, "r+b") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); fcntl.flock(f, fcntl.LOCK_UN)
         except OSError as e: return e.errno not in NO_LOCKS

@@ -132,13 +132,13 @@ def column_order(
 ) -> list:
     "Positions of `columns` in `header`, by name; raises `DataError` when one is not there or comes twice"
     seen = [plain(h) for h in header]
-    absent, twice = ([c for c in columns if test(seen.count(plain(c)))] for test in (lambda k: k == 0, lambda k: k > 1))
-    some = lambda names: ", ".join(names[:5]) + " …"*(len(names) > 5)
-    lacks = f"the header has no column {some(absent)} ({len(absent)} of {len(columns)} are not there)" if absent else ""
-    doubles = f"the header has {some(twice)} more than once" if twice else ""
-    if absent or twice:
-        raise DataError(f"{path}: {lacks or doubles}; it has {short(' '.join(header), 120)}: is this the right file? "
-                        "For attributes of your own make an AttributeTable")
+    wrong = [c for c in columns if seen.count(plain(c)) != 1]
+    if wrong:
+        lacks = sum(plain(c) not in seen for c in wrong)
+        why = f"{lacks} of {len(columns)} are not there" if lacks else "it has it twice"
+        what = "is this the right file? Attributes of your own go into an AttributeTable" if lacks else "keep one of them"
+        raise DataError(f"{path}: the header has no column {', '.join(wrong[:5])}" + " …"*(len(wrong) > 5)
+                        + f" (or has it twice): {why}; it has {short(' '.join(header), 120)}: {what}")
     return [seen.index(plain(c)) for c in columns]
 
 # %% ../../nbs/02a_data.files.ipynb #6c9528e6
@@ -164,6 +164,8 @@ def _text_table(path, columns, notes, problems, words=()):
     usual = Counter(len(fields) for _, fields in rows).most_common(1)[0][0]   # a name and the values
     names = header[1:] if len(header) == usual else header
     order, width = column_order(names, columns, path), len(names)
+    if width not in (usual - 1, n):
+        raise DataError(f"{path}: the header has {len(header)} columns, expected {usual - 1}: is this the right file?")
     _left_out(path, names, columns, notes)
     problems += [f"line {line}: {len(f) - 1} values, expected {width}" for line, f in rows if len(f) != width + 1]
     return [(line, [f[0], *(f[1 + k] for k in order)]) for line, f in rows if len(f) == width + 1]
@@ -207,7 +209,7 @@ def read_numbers(
             expected = f"; expected a number, or {', '.join(words)}" if words and "convert" in str(e) else ""
             problems.append(f"line {line}: {str(e)[:120]}{expected}")
         else: first[stem] = line; names.append(name)
-    complain(path, problems)
+    complain(path, sorted(problems, key=lambda p: int(re.match(r"line (\d+)", p)[1])))
     if not names: raise DataError(f"{path} has no rows: fetch it again")
     return Numbers(path, columns, names, list(first), np.array(values).reshape(-1, len(columns)), list(first.values()), notes)
 

@@ -227,7 +227,8 @@ def git_commit() -> str:  # short hash, "+" when there are uncommitted changes, 
     git = lambda *a: subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10)
     try:
         head, dirty = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else "unknown"
+        if head.returncode: return "unknown"
+        return head.stdout.strip() + "+"*bool(dirty.stdout.strip())
     except (OSError, subprocess.SubprocessError): return "unknown"
 
 def hardware() -> str:  # for example "2 CPU threads (x86_64)" or the name of the GPU
@@ -270,7 +271,8 @@ def _assigned(cells):
     for cell in cells:
         with suppress(SyntaxError):
             for node in ast.parse(cell).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+                targets = getattr(node, "targets", [getattr(node, "target", None)])   # a = 1; a: int = 1
+                if not isinstance(node, (ast.Assign, ast.AnnAssign)): continue
                 names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
     return names
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..core import DataError
+from .pictures import RAW
 from ..vocab import read_table
 
 # %% ../../nbs/05_data.crops.ipynb #4c8ce5ed
@@ -105,7 +106,7 @@ def warp(
     y, x = np.mgrid[:size[1], :size[0]]
     source = move_points(inverse, np.stack([x, y], -1))
     grid = torch.from_numpy((2*source + 1)/np.array(image.size) - 1).float()[None]
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()[None]
+    pixels = torch.from_numpy(np.array(RAW(image))).permute(2, 0, 1).float()[None]
     out = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border" if border == "replicate" else "zeros", align_corners=False)
     return Image.fromarray(out[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy())
 
@@ -199,7 +200,8 @@ NO_FACES = Faces(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
 def _mtcnn(min_face, thresholds, factor, device):
     try: from facenet_pytorch import MTCNN
     except ImportError:
-        raise ImportError("detecting faces needs facenet-pytorch: `pip install symbiosis_nb[detect]`, or give boxes and landmarks") from None
+        raise ImportError("detecting faces needs facenet-pytorch: `pip install symbiosis_nb[detect]`, "
+                          "or give boxes and landmarks") from None
     return MTCNN(min_face_size=min_face, thresholds=list(thresholds), factor=factor, keep_all=True, post_process=False, device=device)
 
 def detect_faces(
@@ -212,7 +214,7 @@ def detect_faces(
     "All faces of a picture by MTCNN; raises `ImportError` when facenet-pytorch is not installed"
     net = _mtcnn(min_face, tuple(thresholds), factor, device)
     if min(image.size) < min_face: return NO_FACES
-    boxes, scores, landmarks = net.detect(image.convert("RGB"), landmarks=True)
+    boxes, scores, landmarks = net.detect(RAW(image), landmarks=True)
     if boxes is None: return NO_FACES
     boxes = np.asarray(boxes, float)
     return Faces(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1), np.asarray(landmarks, float), np.asarray(scores, float))

@@ -126,7 +126,8 @@ def transform(
     "Bring one gathered column into the form the model sees, moved as `how` says"
     if f.kind == "target": return x
     picture = f.kind in ("image", "picture")
-    x = _planes(x) if picture else x.float()/255 if f.kind == "maps" else x.long()
+    if picture: x = _planes(x)
+    else: x = x.float()/255 if f.kind == "maps" else x.long()
     size = f.crop or x.shape[-2:]
     if how is None: return normalize(middle(x, size)) if picture else middle(x, size)
     grid = _grid(_part(how["theta"], size, x.shape[-2:]), size)

@@ -74,7 +74,8 @@ def official_part(
     number: int,  # 1 .. 202599, the number in a CelebA file name
 ) -> str:         # "train", "valid" or "test"
     "The official CelebA part of an image, by the contiguous ranges of its number"
-    return "train" if number <= 162_770 else "valid" if number <= 182_637 else "test"
+    if number <= 162_770: return "train"
+    return "valid" if number <= 182_637 else "test"
 
 def _six_digits(stems): return all(len(s) == 6 and s.isascii() and s.isdigit() and 1 <= int(s) <= 202_599 for s in stems)
 
@@ -85,8 +86,8 @@ def _celeba_labels(path):
     return attr
 
 def _expect_labels(attr):
-    zero_one = not (attr.values == -1).any()
-    attr.expect(np.isin(attr.values, (0, 1) if zero_one else (-1, 1)), "0 or 1" if zero_one else "-1 or 1")
+    low = -1 if (attr.values == -1).any() else 0
+    attr.expect(np.isin(attr.values, (low, 1)), f"{low} or 1")
 
 def _whole(values): return (values >= 0) & (values < 2**31) & (values == np.floor(values))
 
@@ -129,8 +130,9 @@ def _fit_aligned(landmarks, paths, notes):
     "Landmarks of the 178x218 frame in pixels of these images, whose size is taken from three of them"
     sizes = {image_size(paths[i]) for i in {0, len(paths)//2, len(paths) - 1}}
     if sizes == {(178, 218)}: return landmarks
-    notes.append(f"images are {' and '.join(f'{w}x{h}' for w, h in sorted(sizes))} pixels, not 178x218"
-                 + ("" if landmarks is None else "; landmarks are scaled along" if len(sizes) == 1 else "; landmarks are left out"))
+    what = "landmarks are scaled along" if len(sizes) == 1 else "landmarks are left out"
+    found = " and ".join(f"{w}x{h}" for w, h in sorted(sizes))
+    notes.append(f"images are {found} pixels, not 178x218" + (f"; {what}" if landmarks is not None else ""))
     return landmarks*np.divide(*sizes, (178, 218)) if landmarks is not None and len(sizes) == 1 else None
 
 # %% ../../nbs/03_data.official.ipynb #8228c914

@@ -62,8 +62,8 @@ def _allocate(path, size):
         path.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OSError(e.errno, f"{path} cannot be written ({e.strerror}): {CACHE_HINT}") from None
-        needs = f"{path} needs {size/2**20:.0f} MiB and cannot have it ({e.strerror}): free some room"
-        raise OSError(e.errno, f"{needs}, or set SYMBIOSIS_CACHE to another disk") from e
+        why = "the disk has no room" if e.errno == errno.ENOSPC else f"cannot have it ({e.strerror})"
+        raise OSError(e.errno, f"{path} needs {size/2**20:.0f} MiB and {why}: free some, or set SYMBIOSIS_CACHE to another disk") from e
 
 # %% ../../nbs/06_data.pixels.ipynb #598eaaf2
 def _fill(folder, todo, status, data, make, chunk, desc):

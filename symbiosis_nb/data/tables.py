@@ -188,8 +188,10 @@ class ParsingTable:
 
     def label_sources(self) -> list:
         "All files that labels are read from"
-        lists = ((s.values() if isinstance(s, dict) else s if isinstance(s, (list, tuple)) else [s]) for s in self.label_files)
-        return [as_path(f) for fs in lists for f in fs if f is not None]
+        def files(source):
+            if isinstance(source, dict): return source.values()
+            return source if isinstance(source, (list, tuple)) else [source]
+        return [as_path(f) for source in self.label_files for f in files(source) if f is not None]
 
     def label(self, i: int) -> np.ndarray:
         "Label map of image `i`, (H, W) uint8, in the numbers of `regions`"

@@ -84,7 +84,8 @@ def plain_paths(
 ) -> list:           # of `Path`
     "Paths by position"
     values = plain(paths, "paths").tolist() if not isinstance(paths, list) else paths
-    bad = [i for i, p in enumerate(values) if not isinstance(p, (str, os.PathLike)) or not str(p).strip()]
+    good = lambda p: isinstance(p, os.PathLike) or isinstance(p, str) and p.strip()
+    bad = [i for i, p in enumerate(values) if not good(p)]
     faults.add("paths", "a path for each sample", [f"row {i}: {values[i]!r:.60}" for i in bad])
     return values if bad else [as_path(p) for p in values]
 

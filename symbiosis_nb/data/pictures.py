@@ -27,6 +27,7 @@ def split_archive(
     path: Path,  # any path
 ) -> tuple:      # (archive, member) when it leads into a zip file, else (None, path)
     "The archive a path leads into, if any"
+    if ".zip" not in str(path).lower(): return None, path
     for parent in path.parents:
         if parent.suffix.lower() == ".zip" and parent.is_file(): return parent, path.relative_to(parent).as_posix()
     return None, path

@@ -58,7 +58,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #5a2d37ed
+# %% ../nbs/31_learner.ipynb #e454d769
 def nesterov_step(p, lr, mom, grad_avg, **kwargs):
     "A step along the gradient and the momentum to come, as `torch.optim.SGD(nesterov=True)`"
     p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
@@ -70,7 +70,7 @@ def nesterov(params, lr, mom: float = .9, wd: float = 0.) -> Optimizer:
 OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False),
                   sgd=partial(SGD, decouple_wd=False), nesterov=nesterov)
 
-# %% ../nbs/31_learner.ipynb #bb6c455a
+# %% ../nbs/31_learner.ipynb #9971a3ff
 def measured_precision(
     dls,                # from `data.loaders`
     model: nn.Module,   # not changed
@@ -149,11 +149,6 @@ class ResumableLearner(Learner):
     def export(self, *args, **kwargs):
         "fastai pickles the learner, data and all; what is worth keeping is the predictor"
         raise NotImplementedError("a learner of stores is not pickled: Predictor.from_learner(learn) answers for photographs, its to_onnx(file) keeps it; learn.save and load keep weights")
-
-    def predict(self, item, **kwargs):
-        "Probabilities of every attribute of a picture, as `Predictor`"
-        from symbiosis_nb.predictor import Predictor   # a room above: asked only when somebody asks
-        return Predictor.from_learner(self)(item)
 
     def tta(self, ds_idx: int = 1, **kwargs):
         "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` for models that take more than pictures"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'opener_of', 'find_faces', 'Predictor', 'several', 'picture_names']
 
-# %% ../nbs/32c_predictor.ipynb #f2b6c1ef
+# %% ../nbs/32c_predictor.ipynb #b354cc5d
 import copy, json, os, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ from .data import crops
 from .data.loaders import middle, normalize
 from .data.pictures import Opener, open_picture
 from .kept import Run
-from .learner import attribute_logits
+from .learner import ResumableLearner, attribute_logits
 from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #1c629553
+# %% ../nbs/32c_predictor.ipynb #a4ea83a5
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
@@ -114,7 +114,7 @@ def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #2201355c
+# %% ../nbs/32c_predictor.ipynb #42771cc4
 def opener_of(r: Run) -> Opener:
     "How a finished run opens pictures"
     return Opener(r.config.get("exif", True), r.config.get("background", "white"))
@@ -214,7 +214,7 @@ def picture_names(
     again = {n for n, k in Counter(names).items() if k > 1}
     return [f"{n} ({i})" if n in again else n for i, n in enumerate(names)]
 
-# %% ../nbs/32c_predictor.ipynb #2d1df374
+# %% ../nbs/32c_predictor.ipynb #88dad2a7
 @patch(cls_method=True)
 def from_learner(cls: Predictor,
     learn,           # from `attribute_learner`, for a model that takes pictures alone
@@ -230,6 +230,10 @@ def from_learner(cls: Predictor,
     ask = cls(lambda x: attribute_logits(model(x.to(device))).float().cpu(), dl.vocab.names, size, Look(size, margin=margin))
     ask.model = WithHelper(model)
     return ask
+@patch
+def predict(self: ResumableLearner, item, **kwargs) -> pd.DataFrame:
+    "Probabilities of every attribute of a picture, or of several, in any form that `Predictor` takes"
+    return Predictor.from_learner(self)(item)
 
 # %% ../nbs/32c_predictor.ipynb #70fa6a25
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOXES', 'box_masks', 'Boxes']
 
-# %% ../../nbs/31b_needs.boxes.ipynb #a904cce4
+# %% ../../nbs/31b_needs.boxes.ipynb #733b2c7c
 import torch
 
 from ..core import DataError, digest
@@ -15,12 +15,12 @@ from ..models.pooling import landmark_masks
 from .base import Need, register_need
 from ..vocab import RegionVocab
 
-# %% ../../nbs/31b_needs.boxes.ipynb #ac80ba7c
+# %% ../../nbs/31b_needs.boxes.ipynb #c58d8a83
 _PARTS = [f"{part} {shape}" for part in ("left eye", "right eye", "nose", "left mouth", "right mouth") for shape in ("1:1", "1:2", "2:1")]
 _SIDES = ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15))   # what trades places in a mirror
 BOXES = RegionVocab("boxes", ("whole", *_PARTS), _SIDES, "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #deb07900
+# %% ../../nbs/31b_needs.boxes.ipynb #2bc48ac4
 def box_masks(table,
     size: tuple,   # (height, width) of the masks
 ) -> Field:
@@ -44,7 +44,7 @@ def _first_frame(table):
     frames = (_frame_of(table, i) for i in range(len(table)))
     return next((f for f in frames if f != (1, 1)), (1, 1))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #6985e442
+# %% ../../nbs/31b_needs.boxes.ipynb #e9673f00
 class Boxes(Need):
     "Masks from landmarks"
     name, alone = "boxes", False

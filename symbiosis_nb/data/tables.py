@@ -49,6 +49,7 @@ class AttributeTable:
         self.labels, self.known = plain_labels(self.labels, self.known, self.vocab.names, faults, self.notes)
         self.split, self.identity = plain_split(self.split, faults), plain_identity(self.identity, faults)
         self.boxes, self.landmarks = plain_boxes(self.boxes, faults), plain_landmarks(self.landmarks, faults)
+        if not isinstance(self.name, str) or not self.name.strip(): faults.add("name", "a word that stands for the data set", [repr(self.name)])
         if self.frame not in FRAMES: faults.add("frame", " or ".join(FRAMES), [repr(self.frame)])
         self._check_shapes()
         faults.complain()

@@ -14,6 +14,7 @@ import numpy as np
 
 from .code import code_digest, function_name
 from .core import DataError, as_path, digest
+from .data.columns import plain_size
 from .data.tables import AttributeTable
 from .kept import Run
 from .losses import balance_weights
@@ -85,7 +86,7 @@ class Job:
     @property
     def folder(self) -> Path:
         "Where the run lies: method, data, profile, seed, and the digest of everything"
-        slug = "".join(c if c.isalnum() else "-" for c in self.table.name.lower()).strip("-")
+        slug = "".join(c if c.isalnum() else "-" for c in self.table.name.lower())[:60].strip("-")
         return Path(self.out)/f"{self.method.name}-{slug}-{self.profile.name}-s{self.seed}-{digest(self.config())[:8]}"
 
     def of(self,
@@ -105,7 +106,7 @@ def method_code(m: Method) -> list:
 # %% ../nbs/31f_jobs.ipynb #e02d21c8
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method; raises `DataError` where the paper's weights are a file that was not passed"
-    size = tuple(profile.size or m.size)
+    size = plain_size(profile.size or m.size)
     return replace(profile, size=square(size) if m.need.squares else size, backbone=profile.backbone or m.trunk,
                    recipe=replace(profile.recipe or m.recipe, **profile.changes).longer(profile.longer), changes={}, longer=1., weights=_weights(profile, m))
 

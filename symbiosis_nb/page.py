@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from . import metrics as M, plot
-from .core import atomic_write, fingerprint
+from .core import as_path, atomic_write, fingerprint
 from .report import COMPARED, SAYS, Card, percent
 
 # %% ../nbs/50a_page.ipynb #0ff9753c
@@ -149,4 +149,4 @@ def write_html(
     page = jinja2.Template(PAGE).render(title=title, lead=f"{names} on {card.table.name}.", kind=SAYS[card.kind], style=STYLE,
                                         blocks=blocks, limits=card.limits(), made=made)
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
-    return Path(path)
+    return as_path(path)

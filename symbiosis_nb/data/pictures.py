@@ -108,7 +108,7 @@ def _open_bytes(data):
     "The decoded image; what only describes the picture (text of any length in a PNG) is no reason to refuse it"
     try: image = Image.open(io.BytesIO(data)); image.load(); return image
     except ValueError as e:
-        if not data.startswith(b"\x89PNG") or "too large" not in str(e): raise
+        if not data.startswith(b"\x89PNG") or "too large" not in str(e).lower(): raise
         image = Image.open(io.BytesIO(_without_text(data))); image.load(); return image
 
 def _without_text(data):

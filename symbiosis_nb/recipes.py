@@ -6,7 +6,7 @@
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
 
-# %% ../nbs/26_recipes.ipynb #756dbab3
+# %% ../nbs/26_recipes.ipynb #a2b588f6
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -50,7 +50,7 @@ class Recipe:
     lr: float = 4e-3          # highest learning rate, of the deepest parameter group
     epochs: int = 6           # passes over the training part, where `iterations` says nothing
     bs: int = 64              # pictures per batch; in mixed training per task
-    optimizer: str = "adam"   # "adam" (fastai's, decoupled decay), "plain_adam" (betas `mom` and 0.999), "sgd" (momentum `mom`) or "nesterov"
+    optimizer: str = "adam"   # "adam" (fastai's, decoupled decay), "plain_adam" (betas `mom`, 0.999), "sgd" (momentum `mom`), "nesterov"
     schedule: partial = one_cycle  # share of training -> factor on the rate
     mom: float = .9           # momentum, or Adam's first beta
     wd: float = 1e-2          # weight decay, of weights alone; all but "adam" add it to the gradient, as Caffe and PyTorch do
@@ -59,7 +59,7 @@ class Recipe:
     augment: Augment = Augment()    # what happens to pictures in training
     iterations: int | None = None   # steps, whatever the size of the set: what papers print, and what a small set needs too
     patience: int | None = None     # end when validation AP has not risen for so many epochs; the length above is then the most
-    margin: float = 1.        # pictures are stored so much larger than the model sees: random patches in training, the middle when measuring
+    margin: float = 1.        # pictures are stored so much larger than the model sees: patches in training, the middle when measuring
 
     def epochs_on(self,
         steps: int,   # batches in one pass over the training part
@@ -97,7 +97,7 @@ class Generator:
     n_scales: int = 3             # discriminators
     local: bool = False           # local enhancer around the global network
     size: tuple | None = (256, 256)  # (height, width); None: the profile's
-    frame: str = "celeba"         # "celeba": aligned to CelebA's template by landmarks or labels (paper silent), "pad": padded, "raw": stretched
+    frame: str = "celeba"         # "celeba": aligned to CelebA's template (paper silent), "pad": padded, "raw": stretched
     hard: bool = False            # targets from the most likely part alone
     gan: str = "lsgan"            # or "log", the paper's equation
     pixel: float = 0.             # weight of an L1 term to the target; the paper has none, a run of minutes needs one
@@ -115,7 +115,7 @@ class Profile:
     size: tuple | None = None      # (height, width) of the pictures
     backbone: str | None = None    # trunk name, see `models.backbones`
     width: float = 1.              # factor on the trunk's channels
-    weights: str | None = None     # file, "imagenet" or "scratch"; None: the method's own where trunk and size are the method's too, else scratch
+    weights: str | None = None     # file, "imagenet", "scratch"; None: the method's where trunk and size are the method's too, else scratch
     recipe: Recipe | None = None
     limit: int | None = None       # use at most so many training samples
     parser: str = "small"          # segmentation network that makes masks
@@ -136,8 +136,8 @@ class Profile:
         "Height and width of stored masks"
         return tuple(s//self.mask_share for s in self.size)
 
-# %% ../nbs/26_recipes.ipynb #01432eb0
-SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e; one attribute of the whole face
+# %% ../nbs/26_recipes.ipynb #809511f5
+SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 _DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes
 
@@ -149,7 +149,7 @@ MINUTES = Profile("demo", (80, 64), "small", recipe=DEMO,
     parser_recipe=Recipe(lr=4e-3, epochs=16, bs=8, augment=WIDE),   # with a quarter of the steps it finds no eyes, brows or mouths
     generator=Generator(16, 3, 3, 16, size=None, pixel=10., recipe=replace(_DRAWN, epochs=8)),
     attributes=SIX, tune=Recipe(lr=1e-3, epochs=2, bs=32),
-    options=dict(blan=dict(dropout=0.)))   # a few hundred steps do not overfit: with .5 BLAN lost 7 points of validation AP on synthetic faces
+    options=dict(blan=dict(dropout=0.)))   # a few hundred steps do not overfit: .5 cost BLAN 7 points of validation AP on drawn faces
 PAPER = Profile("paper", parser="encoder_decoder", parser_recipe=Recipe(lr=1e-3, epochs=60, bs=16, augment=WIDE))
 PROFILES = {p.name: p for p in (SMOKE, MINUTES, PAPER)}
 
@@ -167,6 +167,6 @@ def make_profile(
     return replace(profile, changes=changes)
 
 def fine_tuning(recipe: Recipe) -> dict:
-    "Settings of a run that goes on from a finished one with balanced loss: a third of the epochs, a tenth of the rate; the paper is silent (symbiosis, 2.5)"
+    "Settings of a run that goes on from a finished one with balanced loss: a third as long, a tenth of the rate (paper silent: symbiosis, 2.5)"
     shorter = replace(recipe.longer(1/3), epochs=max(1, recipe.epochs//3))
     return dict(loss="balanced", epochs=shorter.epochs, iterations=shorter.iterations, lr=recipe.lr/10)

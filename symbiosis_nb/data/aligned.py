@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOW', 'middle_similarity', 'align_face', 'aligned', 'centred']
 
-# %% ../../nbs/05a_data.aligned.ipynb #57bd6c2d
+# %% ../../nbs/05a_data.aligned.ipynb #b6fe640b
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import DataError, atomic_write, cache_dir, digest, folder_lock, prog
 from .crops import CELEBA_SIZE, align_celeba, central_box, choose_face, detect_faces, template_box, warp
 from .tables import AttributeTable, read_bytes, read_image
 
-# %% ../../nbs/05a_data.aligned.ipynb #47ffe515
+# %% ../../nbs/05a_data.aligned.ipynb #947515f7
 def middle_similarity(
     size: tuple,   # (width, height) of the picture
     box=None,      # x, y, width, height of the face; None: the middle of the picture
@@ -40,7 +40,7 @@ def align_face(
     if face is not None: return align_celeba(image, face.landmarks), "detected"
     return warp(image, middle_similarity(image.size, box), CELEBA_SIZE), "centre"
 
-# %% ../../nbs/05a_data.aligned.ipynb #10ce9804
+# %% ../../nbs/05a_data.aligned.ipynb #0710c2dd
 HOW = ("annotated", "detected", "centre")   # folders of the store: where a face was known from
 
 def _row(values, i):
@@ -50,9 +50,8 @@ def _row(values, i):
 def _store(table, i, folder, detect):
     "The file of one aligned picture, made where it is missing; a `DataError` for a picture that cannot be read or aligned"
     path, marks, box = Path(table.paths[i]), _row(table.landmarks, i), _row(table.boxes, i)
-    by = getattr(detect, "__qualname__", repr(detect))
     try:
-        name = f"{path.stem}-{digest(read_bytes(path), marks, box, by)}.jpg"
+        name = f"{path.stem}-{digest(read_bytes(path), marks, box, getattr(detect, '__qualname__', None))}.jpg"
         if found := next((p for how in HOW if (p := folder/how/name).is_file()), None): return found
         picture, how = align_face(read_image(path), marks, box, detect)
     except DataError as e: return e
@@ -62,6 +61,7 @@ def _store(table, i, folder, detect):
 
 def _store_all(table, detect, out):
     "The files of all aligned pictures, and where each face was known from; raises `DataError` listing every picture that has none"
+    if detect and not hasattr(detect, "__qualname__"): raise ValueError(f"detect must be a function: its name is part of the store's key, and {detect!r} has none")
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes of persons, not faces: they cannot be aligned")
     folder = Path(out or cache_dir()/"aligned")
     with folder_lock(folder): made = [_store(table, i, folder, detect) for i in progress(range(len(table)), "aligning faces")]
@@ -71,7 +71,7 @@ def _store_all(table, detect, out):
 def _in_frame(table, kind, paths, note):
     return replace(table, name=f"{table.name}, {kind}", paths=paths, boxes=None, landmarks=None, frame="aligned", notes=[*table.notes, note])
 
-# %% ../../nbs/05a_data.aligned.ipynb #8e71875a
+# %% ../../nbs/05a_data.aligned.ipynb #9f78410a
 def aligned(
     table: AttributeTable,          # of whole pictures; one that is aligned comes back as it is
     on_missing: str = "centre",     # no face found: "centre" takes the middle of the picture, "skip" leaves it out (but never a test picture), "raise" lists them

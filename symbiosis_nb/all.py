@@ -21,8 +21,9 @@ from .models.ladder import BLAN, RDAM
 from .models.pooling import SSP, AvgPool, SPPNet, SSPNet
 from .models.position import PSE, SE, PSENet
 from .models.symbiotic import SA, SANet
+from .page import write_html
 from .published import published
-from .report import Card, write_html
+from .report import Card
 from .runs import Predictor, Run, run
 
 # %% ../nbs/60_all.ipynb #b2ecfec3

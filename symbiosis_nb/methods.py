@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'SSP_START', 'SSP_AREA',
-           'INCEPTION', 'BLAN_RECIPE', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'ABSTRACTION_RECIPE',
+           'INCEPTION', 'BLAN_RECIPE', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ', 'ABSTRACTION_RECIPE',
            'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'G2S_LFWA', 'ONE_LFWA', 'CHAINS', 'VGG_FACE', 'BEST',
            'Build', 'Method', 'family', 'register', 'get_method']
 
@@ -60,7 +60,8 @@ class Method:
     chain: tuple = ()              # networks that start from each other: "joint" for all attributes, then "common" and "own" crop for one each
     trunk: str = "vgg_like"        # the paper's
     size: tuple = (218, 178)       # the paper's input, (height, width)
-    weights: str | None = None     # the paper's initialisation of the trunk
+    groups: bool = False           # the model branches by the vocabulary's groups
+    weights: str | None = None     # the paper's start of the trunk: None (scratch), "imagenet", or "file", one that no package brings (see `note`)
     recipe: Recipe = Recipe()      # the paper's training
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     sets: dict = field(default_factory=dict)     # data set ("LFWA", "WIDER", "Berkeley") -> the fields that its paper changes there
@@ -154,10 +155,12 @@ PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
                   augment=replace(MIRROR, shift=16/256), margin=256/224))
 PSE_LFWA = dict(recipe=replace(PSE_RECIPE, schedule=partial(steps, at=(.5,))))   # the rate falls every 10,000 iterations; the paper gives no length
 
+CVGJ = ("The paper starts from ImageNet weights of AlexNet-cvgj, published for Caffe only: bring alexnet_cvgj_iter_320000.caffemodel, convert it once with "
+        "models.caffe.convert_alexnet_cvgj(FILE, OUT) and pass weights=OUT.")
+
 def _pse(name, title, printed, build, lfwa=True):
     rows = (("pse", "1", f"{printed}-Alex"), *([("pse", "2", f"{printed}-Alex")] if lfwa else []), ("pse", "1", f"{printed}-SE"))
-    return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, sets=dict(LFWA=PSE_LFWA),
-                  note="The paper starts from ImageNet weights of AlexNet-cvgj, published for Caffe only: convert them and pass weights=FILE.")
+    return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", groups=True, sets=dict(LFWA=PSE_LFWA), note=CVGJ)
 
 register(
     Method("blan", "blan", "BLAN", lambda b: BLAN(b.n, b.trunk(), b.size, **b.options), (("blan", "7", "BLAN (w/ OS)"), ("blan", "3", "BLAN (w/ OS)")),
@@ -210,20 +213,20 @@ def _joint_net(b):
     return net
 
 CHAINS = dict(joint="1", common="2", own="3")
-VGG_FACE = "The paper starts from VGG-Face: pass weights=FILE, a port to PyTorch."
+VGG_FACE = "The paper starts from VGG-Face: bring a port to PyTorch (vgg_face_dag.pth, for example) and pass weights=FILE."
 
 def _g2s(*chain, rows=()):
     digits, joint = [CHAINS[c] for c in chain], chain == ("joint",)
     name, title = f"g2s_{''.join(digits)}", f"G2S, step{'s' if len(digits) > 1 else ''} {', '.join(digits)}"
     printed = (("general_to_specific", "1", f"Step {','.join(digits)}"), *rows)
     return Method(name, "general_to_specific", title, _joint_net if joint else None, printed, needs="crop", chain=() if joint else chain,
-                  trunk="vgg16", size=(224, 224), recipe=JOINT_RECIPE, sets=dict(LFWA=G2S_LFWA), note=VGG_FACE)
+                  trunk="vgg16", size=(224, 224), recipe=JOINT_RECIPE, weights="file", sets=dict(LFWA=G2S_LFWA), note=VGG_FACE)
 
 BEST = tuple(("general_to_specific", table, "Ours") for table in "23")
 register(_g2s("joint"), _g2s("joint", "common"), _g2s("joint", "common", "own", rows=BEST))
 register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"),
          Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16", size=(224, 224),
-                recipe=ONE_RECIPE, sets=dict(LFWA=ONE_LFWA)), listed=False)
+                recipe=ONE_RECIPE, weights="file", sets=dict(LFWA=ONE_LFWA), note=VGG_FACE), listed=False)
 
-# %% ../nbs/30_methods.ipynb #4030ef76
+# %% ../nbs/30_methods.ipynb #3cdea983
 OURS.update(METHODS, VARIANTS)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'VERDICTS', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
-           'reliability', 'difference_bars', 'claim_forest', 'share_curves', 'atlas', 'region_names', 'region_weights',
-           'region_atlas', 'heat_maps', 'predicted_regions', 'masks_on', 'where_sheet', 'tiles', 'top_activations',
-           'pointing_bars']
+           'reliability', 'difference_bars', 'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'atlas',
+           'region_names', 'region_weights', 'atlas_panels', 'region_atlas', 'stretched', 'lay_over', 'heat_maps',
+           'predicted_regions', 'masks_on', 'where_sheet', 'tiles', 'top_activations', 'pointing_bars']
 
 # %% ../nbs/41_plot.ipynb #37b0aa31
 import math
@@ -27,8 +27,9 @@ from .runs import Run, load_model
 from .vocab import FACE7, HELEN
 
 # %% ../nbs/41_plot.ipynb #90d4fd84
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
-         "legend.fontsize": 8, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
+         "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False,
+         "figure.dpi": 100, "savefig.dpi": 110, "font.size": 9}
 plt.rcParams.update(STYLE)
 
 def colours(names) -> dict:  # name -> colour
@@ -44,8 +45,8 @@ def show_faces(
     "Some pictures with their attributes"
     rows = np.flatnonzero(table.split == split)
     rows = np.random.default_rng(seed).choice(rows, min(n, len(rows)), replace=False)
-    cols = min(5, len(rows))
-    fig, axes = plt.subplots(math.ceil(len(rows)/cols), cols, figsize=(1.75*cols, 2.8*math.ceil(len(rows)/cols)), squeeze=False)
+    cols = min(5, len(rows)); lines = math.ceil(len(rows)/cols)
+    fig, axes = plt.subplots(lines, cols, figsize=(1.75*cols, 2.8*lines), squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, i in zip(axes.flat, rows):
         ax.imshow(read_image(table.paths[i]))
@@ -61,8 +62,10 @@ def prevalence_bars(table: AttributeTable):
     fig, ax = plt.subplots(figsize=(9, 2.8))
     for s, c in zip(("train", "valid", "test"), sns.color_palette("Greys", 5)[1:4]):
         if (table.split == s).any(): ax.plot(table.prevalence(s)[order], "o", ms=4, color=c, label=s)
-    if table.vocab.prevalence: ax.plot([table.vocab.prevalence[n] for n in names[order]], "_", ms=9, color="crimson", label=f"{table.vocab.name}, published")
-    ax.set_xticks(range(len(names)), names[order], rotation=90, fontsize=6.5); ax.set_ylabel("share of positives"); ax.legend()
+    if known := table.vocab.prevalence:
+        ax.plot([known[n] for n in names[order]], "_", ms=9, color="crimson", label=f"{table.vocab.name}, published")
+    ax.set_xticks(range(len(names)), names[order], rotation=90, fontsize=6.5)
+    ax.set_ylabel("share of positives"); ax.legend()
     fig.tight_layout()
     return fig
 
@@ -107,7 +110,8 @@ def attribute_dots(
     fig, ax = plt.subplots(figsize=(8, .19*len(first) + 1))
     y = np.arange(len(first))
     if floor is not None: ax.plot(100*np.asarray(floor)[order], y, "|", color="grey", ms=8, label=floor_name)
-    for (name, frame), c in zip(frames.items(), colours(frames).values()): ax.plot(100*frame[metric].values[order], y, "o", ms=4, alpha=.8, color=c, label=name)
+    for (name, frame), c in zip(frames.items(), colours(frames).values()):
+        ax.plot(100*frame[metric].values[order], y, "o", ms=4, alpha=.8, color=c, label=name)
     ax.set_yticks(y, first.index[order], fontsize=7); ax.set_xlabel(f"{metric} (%)"); ax.grid(axis="y", lw=.3)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=6, fontsize=7)
     fig.tight_layout()
@@ -121,8 +125,10 @@ def reliability(
     ax.plot([0, 1], [0, 1], color="grey", lw=.8, ls=":"); ax.set_box_aspect(1)
     for (name, args), c in zip(predictions.items(), colours(predictions).values()):
         cal = M.calibration(*args)
-        ax.plot(cal["confidence"], cal["frequency"], "o-", ms=3, lw=1, color=c, label=f"{name} (ECE {np.nanmean(cal['ece']):.3f})")
-    ax.set(xlabel="predicted probability", ylabel="share of positives"); ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=7)
+        said = f"{name} (ECE {np.nanmean(cal['ece']):.3f})"
+        ax.plot(cal["confidence"], cal["frequency"], "o-", ms=3, lw=1, color=c, label=said)
+    ax.set(xlabel="predicted probability", ylabel="share of positives")
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=7)
     return fig
 
 # %% ../nbs/41_plot.ipynb #b2b0f01c
@@ -134,20 +140,32 @@ def difference_bars(
     fig, ax = plt.subplots(figsize=(6.5, .3*len(frame) + .9), layout="constrained")
     y = np.arange(len(frame))[::-1]
     ax.axvline(0, color="grey", lw=.8)
-    ax.errorbar(100*frame.difference, y, xerr=100*np.abs(np.stack([frame.difference - frame.low, frame.high - frame.difference])), fmt="o", ms=4, color="black", lw=1, capsize=2)
+    reach = np.abs(np.stack([frame.difference - frame.low, frame.high - frame.difference]))
+    ax.errorbar(100*frame.difference, y, xerr=100*reach, fmt="o", ms=4, color="black", lw=1, capsize=2)
     ax.set_yticks(y, frame.index, fontsize=8); ax.set_xlabel(f"difference in {unit}")
     return fig
 
 # %% ../nbs/41_plot.ipynb #eccfb293
 VERDICTS = {"holds": "#1b7837", "does not hold": "#b2182b", "cannot tell": "#888888"}
 
+def own_rows(ledger: pd.DataFrame) -> pd.DataFrame:
+    "A claim that was tested on another set too gets a row with that set's name"
+    usual = ledger.groupby("measured_on").data.transform(lambda d: d.mode()[0])
+    several = ledger.groupby(["claim", "measured_on"]).data.transform("nunique") > 1
+    return ledger.assign(claim=ledger.claim.where(~several | (ledger.data == usual), ledger.claim + ", " + ledger.data))
+
+def forest_legend(ax, sets: list):
+    "Marks for the sets, colours for the verdicts"
+    for k, name in enumerate(sets):
+        ax.plot([], [], "osD"[k % 3], color="black", mfc="black" if k == 0 else "white", ms=4.5, label=name)
+    for name, colour in VERDICTS.items(): ax.plot([], [], color=colour, lw=3, label=name)
+    ax.legend(ncol=5, loc="lower right", bbox_to_anchor=(1, 1), fontsize=7.5, columnspacing=1)
+
 def claim_forest(
-    ledger: pd.DataFrame,  # columns claim, measured_on, data, difference, interval, verdict, as `contrasts.kept_ledger` has them
+    ledger: pd.DataFrame,  # columns claim, measured_on, data, difference, interval, verdict, as `claims.kept_ledger` has them
 ):
-    "Differences with their intervals, claim by claim, coloured by verdict: the first set's marks are filled, the second's open"
-    usual = ledger.groupby("measured_on").data.transform(lambda d: d.mode()[0])   # a claim tested on another set too gets a row with that set's name
-    again = (ledger.groupby(["claim", "measured_on"]).data.transform("nunique") > 1) & (ledger.data != usual)
-    ledger = ledger.assign(claim=ledger.claim.where(~again, ledger.claim + ", " + ledger.data))
+    "Differences with their intervals, claim by claim, coloured by verdict; facts, which have no interval, are left out"
+    ledger = own_rows(ledger[ledger.interval != ""])
     claims, sets = list(dict.fromkeys(ledger.claim)), sorted(ledger.measured_on.unique())
     fig, ax = plt.subplots(figsize=(8, .26*len(claims) + 1.1), layout="constrained")
     ax.axvline(0, color="grey", lw=.8)
@@ -156,11 +174,10 @@ def claim_forest(
         low, high = map(float, row.interval.strip("[]").split(","))
         y = len(claims) - 1 - claims.index(row.claim) + .28*((len(sets) - 1)/2 - k)
         ax.plot([low, high], [y, y], color=colour, lw=1.2)
-        ax.plot(float(row.difference), y, "os"[k], ms=4.5, color=colour, mfc=colour if k == 0 else "white")
-    for k, name in enumerate(sets): ax.plot([], [], "os"[k], color="black", mfc="black" if k == 0 else "white", ms=4.5, label=name)
-    for name, colour in VERDICTS.items(): ax.plot([], [], color=colour, lw=3, label=name)
-    ax.set_yticks(range(len(claims))[::-1], claims, fontsize=7.5); ax.set_ylim(-.6, len(claims) - .4); ax.set_xlabel("difference (points)")
-    ax.legend(ncol=5, loc="lower right", bbox_to_anchor=(1, 1), fontsize=7.5, columnspacing=1)
+        ax.plot(float(row.difference), y, "osD"[k % 3], ms=4.5, color=colour, mfc=colour if k == 0 else "white")
+    ax.set_yticks(range(len(claims))[::-1], claims, fontsize=7.5)
+    ax.set_ylim(-.6, len(claims) - .4); ax.set_xlabel("difference (points)")
+    forest_legend(ax, sets)
     return fig
 
 # %% ../nbs/41_plot.ipynb #b4f69bd8
@@ -172,7 +189,8 @@ def share_curves(
     fig, axes = plt.subplots(1, len(metrics), figsize=(4.2*len(metrics) + 1.6, 2.9), squeeze=False)
     for ax, metric in zip(axes.flat, metrics):
         for way, f in frame[frame.metric == metric].groupby("way", sort=False):
-            ax.plot(f.share, f.value, "o-", ms=4, color=shade[way], label=way); ax.fill_between(f.share, f.low, f.high, color=shade[way], alpha=.12, lw=0)
+            ax.plot(f.share, f.value, "o-", ms=4, color=shade[way], label=way)
+            ax.fill_between(f.share, f.low, f.high, color=shade[way], alpha=.12, lw=0)
         ax.set(xlabel="share of parsing images (%)", ylabel=f"{metric.replace('_', ' ')} (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     fig.tight_layout()
@@ -186,7 +204,7 @@ def _heat(ax, weights, rows, columns, title):
     ax.tick_params(labelsize=6.5); ax.set_title(title)
 
 def atlas(
-    weights,        # (rows, columns) how much each column counts for each row, or kernels (rows, columns, 3, 3), averaged over their taps
+    weights,        # (rows, columns) how much each column counts for each row, or kernels (rows, columns, 3, 3)
     rows, columns,  # names
     title: str = "",
 ):
@@ -210,26 +228,43 @@ def region_weights(r: Run, table: AttributeTable, limit: int = 200) -> torch.Ten
     parts = [whole.model.region_weights(b[0], *whole.extras(b[0])).float() for b in unseen(r, table, slice(limit))]
     return torch.cat(parts).mean(0).T
 
-def region_atlas(
-    runs: list,                    # finished runs; the first of `ssp` and of `sa` are drawn
-    table: AttributeTable | None = None,  # whose test pictures SSP's weights are averaged over; None: SA alone, whose kernels need no picture
-    limit: int = 200,              # test pictures
-):
-    "Attributes x regions of SSP and of SA's Phi_S, and regions x attributes of Phi_A (symbiosis, figures of Phi_S and Phi_A); raises `ValueError` when there is no such run"
-    first = {m: next(r for r in runs if r.method == m) for m in ("ssp", "sa") if any(r.method == m for r in runs) and (m == "sa" or table is not None)}
-    if not first: raise ValueError("region_atlas draws runs of ssp (with their table) and of sa: there is none")
-    panels = {"SSP, mean weights": (region_weights(r, table, limit), r.config["attributes"], region_names(r)) for m, r in first.items() if m == "ssp"}
+def atlas_panels(runs: list, table: AttributeTable | None, limit: int) -> dict:  # title -> weights, rows, columns
+    "What an atlas of these runs shows: SSP's mean weights, SA's two kernels"
+    first, panels = {r.method: r for r in reversed(runs)}, {}
+    if table is not None and (r := first.get("ssp")):
+        panels["SSP, mean weights"] = region_weights(r, table, limit), r.config["attributes"], region_names(r)
     if r := first.get("sa"):
-        sa = load_model(r.folder).model.sa
-        panels |= {"SA, Phi_S": (sa.phi_s.weight, r.config["attributes"], region_names(r)), "SA, Phi_A": (sa.phi_a.weight, region_names(r), r.config["attributes"])}
-    top = [t for t in panels if t != "SA, Phi_A"]
-    mosaic, heights = [top, *([["SA, Phi_A"]*len(top)] if "sa" in first else [])], [len(panels[top[0]][1]) + 8, *([len(panels["SA, Phi_A"][1]) + 12] if "sa" in first else [])]
-    fig, axes = plt.subplot_mosaic(mosaic, figsize=(8, .15*sum(heights)), height_ratios=heights, width_ratios=[len(panels[t][2]) + 6 for t in top])
+        sa, attributes = load_model(r.folder).model.sa, r.config["attributes"]
+        panels["SA, Phi_S"] = sa.phi_s.weight, attributes, region_names(r)
+        panels["SA, Phi_A"] = sa.phi_a.weight, region_names(r), attributes
+    return panels
+
+def region_atlas(
+    runs: list,                           # finished runs; the first of `ssp` and of `sa` are drawn
+    table: AttributeTable | None = None,  # whose test pictures SSP's weights are averaged over; None: SA alone
+    limit: int = 200,                     # test pictures
+):
+    "Attributes x regions of SSP and of SA's Phi_S, regions x attributes of Phi_A (symbiosis, Figure 9); raises `ValueError` without any"
+    panels = atlas_panels(runs, table, limit)
+    if not panels: raise ValueError("region_atlas draws runs of ssp (with their table) and of sa: there is none")
+    top, below = [t for t in panels if t != "SA, Phi_A"], panels.get("SA, Phi_A")
+    heights, mosaic = [len(panels[top[0]][1]) + 8], [top]
+    if below: heights, mosaic = [*heights, len(below[1]) + 12], [top, ["SA, Phi_A"]*len(top)]
+    widths = [len(panels[t][2]) + 6 for t in top]
+    fig, axes = plt.subplot_mosaic(mosaic, figsize=(8, .15*sum(heights)), height_ratios=heights, width_ratios=widths)
     for title, panel in panels.items(): _heat(axes[title], *panel, title)
     fig.tight_layout()
     return fig
 
 # %% ../nbs/41_plot.ipynb #e7c8bf24
+def stretched(m: np.ndarray) -> np.ndarray:
+    "A map from its own lowest (0) to its own highest value (1)"
+    return (m - m.min())/max(np.ptp(m), 1e-12)
+
+def lay_over(ax, m, size: tuple, alpha: float = .5):
+    "A map as colours over a picture of this size (height, width)"
+    ax.imshow(m, cmap="jet", vmin=0, vmax=1, alpha=alpha, interpolation="bilinear", extent=(-.5, size[1] - .5, size[0] - .5, -.5))
+
 def heat_maps(
     maps,              # (n, h, w) in [0, 1]
     names,             # n titles
@@ -239,15 +274,15 @@ def heat_maps(
 ):
     "Maps as colours, over the picture where there is one"
     maps = np.asarray(maps, float)
-    if stretch: maps = (maps - maps.min((1, 2), keepdims=True))/np.maximum(np.ptp(maps, axis=(1, 2), keepdims=True), 1e-12)
+    if stretch: maps = np.stack([stretched(m) for m in maps])
     size = np.asarray(picture).shape[:2] if picture is not None else maps.shape[1:]
-    titles = [*([] if picture is None else ["picture"]), *names]
-    rows = math.ceil(len(titles)/per_row)
-    fig, axes = plt.subplots(rows, min(per_row, len(titles)), figsize=(1.05*min(per_row, len(titles)), rows*(.25 + 1.05*size[0]/size[1])), squeeze=False)
+    panels = [*([] if picture is None else [("picture", None)]), *zip(names, maps)]
+    cols = min(per_row, len(panels)); rows = math.ceil(len(panels)/per_row)
+    fig, axes = plt.subplots(rows, cols, figsize=(1.05*cols, rows*(.25 + 1.05*size[0]/size[1])), squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for ax, title, m in zip(axes.flat, titles, [*([] if picture is None else [None]), *maps]):
+    for ax, (title, m) in zip(axes.flat, panels):
         if picture is not None: ax.imshow(picture)
-        if m is not None: ax.imshow(m, cmap="jet", vmin=0, vmax=1, alpha=.5 if picture is not None else 1, interpolation="bilinear", extent=(-.5, size[1] - .5, size[0] - .5, -.5))
+        if m is not None: lay_over(ax, m, size, alpha=1 if picture is None else .5)
         ax.set_title(title, fontsize=6.5)
     fig.tight_layout()
     return fig
@@ -291,7 +326,7 @@ def where_sheet(
     n: int = 1,             # pictures per attribute, the first of the test part that have it
     attributes: tuple = ("Eyeglasses", "Big_Nose", "Bangs", "Smiling"),  # names; where the table has none of them, its first four
 ):
-    "Attribute maps over pictures, a row per picture, a column per method, every map from its own lowest to its own highest value"
+    "Attribute maps over pictures: a row per picture, a column per method, every map stretched to its own range"
     runs = list({r.method: r for r in reversed(runs) if can_look(r)}.values())[::-1]
     names = [a for a in attributes if a in table.names] or list(table.names[:4])
     labels = table.labels[table.split == "test"]
@@ -303,8 +338,7 @@ def where_sheet(
         for ax in axes[k]: ax.imshow(photo)
         axes[k, 0].set_title(table.names[j].replace("_", " "), fontsize=6.5)
         for ax, (method, maps) in zip(axes[k, 1:], every.items()):
-            m = maps[k, j] - maps[k, j].min()
-            ax.imshow(m/m.max().clamp(min=1e-12), cmap="jet", vmin=0, vmax=1, alpha=.5, interpolation="bilinear", extent=(-.5, x.shape[-1] - .5, x.shape[-2] - .5, -.5))
+            lay_over(ax, stretched(maps[k, j].numpy()), x.shape[-2:])
             if k == 0: ax.set_title(method, fontsize=6.5)
     fig.tight_layout()
     return fig
@@ -328,7 +362,7 @@ def top_activations(
     k: int = 50,                 # channels
     face: int = 0,               # which test picture
 ):
-    "The k channels of the last convolution with the highest mean activation, strongest first, of both runs (symbiosis, figure of activations)"
+    "The k channels of the last convolution with the highest mean activation, strongest first, of both runs (symbiosis, Figure 6)"
     x = next(iter(unseen(run_avg, table, [face])))[0]
     shown = {r.method: last_maps(r.folder, x)[0].detach().cpu().float() for r in (run_avg, run_ssp)}
     fig, axes = plt.subplots(1, 3, figsize=(10.5, 3), width_ratios=(.6, 2, 2))
@@ -342,14 +376,15 @@ def top_activations(
 
 # %% ../nbs/41_plot.ipynb #dde8580d
 def pointing_bars(
-    means: pd.DataFrame,   # from `localize.localisation_table`: pointing and overlap in percent, with rows "centre prior" and "chance"
+    means: pd.DataFrame,   # from `localize.localisation_table`, with rows "centre prior" and "chance"
 ):
     "Bars per method, with chance and a centre prior as lines"
     methods = means.drop(index=["centre prior", "chance"])
     fig, axes = plt.subplots(1, 2, figsize=(8, .24*len(methods) + 1.1), sharey=True)
     for ax, (name, says) in zip(axes, dict(pointing="strongest place in the cue (%)", overlap="overlap with the cue (%)").items()):
         ax.barh(methods.index[::-1], methods[name][::-1], color=list(colours(methods.index).values())[::-1])
-        for which, style in (("centre prior", "--"), ("chance", ":")): ax.axvline(means.loc[which, name], color="black", lw=1, ls=style, label=which)
+        for which, style in (("centre prior", "--"), ("chance", ":")):
+            ax.axvline(means.loc[which, name], color="black", lw=1, ls=style, label=which)
         ax.set_xlabel(says)
     axes[1].legend(loc="center left", bbox_to_anchor=(1, .5))
     fig.tight_layout()

@@ -6,7 +6,7 @@
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse', 'constant',
            'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
 
-# %% ../nbs/26_recipes.ipynb #a67af537
+# %% ../nbs/26_recipes.ipynb #756dbab3
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from fastai.callback.schedule import combined_cos
 
 from .code import function_name
-from .data.loaders import MIRROR, WIDE, Augment
+from .data.loaders import WIDE, Augment
 
 # %% ../nbs/26_recipes.ipynb #f58fb6c3
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
@@ -102,7 +102,7 @@ class Generator:
     gan: str = "lsgan"            # or "log", the paper's equation
     pixel: float = 0.             # weight of an L1 term to the target; the paper has none, a run of minutes needs one
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
-    recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=MIRROR)
+    recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=WIDE)
 
     def plain(self) -> dict:
         "As JSON takes it; a weights file goes by its name"
@@ -125,6 +125,7 @@ class Profile:
     augment: bool = True           # as the recipe says; False: the pictures as they are
     options: dict = field(default_factory=dict)  # method -> keywords of its model that a run of this size needs
     changes: dict = field(default_factory=dict)  # fields of the recipe that differ, whosever recipe it is
+    longer: float = 1.             # factor on the length of the method's training, whatever that is
     loss: str | None = None        # "balanced": positives and negatives of every attribute count the same; None: the method's own
     generator: Generator = Generator()  # of abstraction images, for methods that need them
     attributes: tuple = ()         # attributes with a network of their own, for methods with a chain; empty: all
@@ -135,18 +136,18 @@ class Profile:
         "Height and width of stored masks"
         return tuple(s//self.mask_share for s in self.size)
 
-# %% ../nbs/26_recipes.ipynb #89e8de8e
+# %% ../nbs/26_recipes.ipynb #01432eb0
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e; one attribute of the whole face
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 _DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes
 
 SMOKE = Profile("smoke", (40, 32), "small", .25, recipe=replace(DEMO, epochs=1, bs=16), limit=64,
     parser_recipe=Recipe(lr=4e-3, epochs=1, bs=16, augment=WIDE),
-    generator=Generator(4, 2, 1, 4, 2, size=None, frame="pad", recipe=replace(_DRAWN, epochs=1)),
+    generator=Generator(4, 2, 1, 4, 2, size=None, recipe=replace(_DRAWN, epochs=1)),
     attributes=SIX[2:4], tune=Recipe(lr=1e-3, epochs=1, bs=16))
 MINUTES = Profile("demo", (80, 64), "small", recipe=DEMO,
     parser_recipe=Recipe(lr=4e-3, epochs=16, bs=8, augment=WIDE),   # with a quarter of the steps it finds no eyes, brows or mouths
-    generator=Generator(16, 3, 3, 16, size=None, frame="pad", pixel=10., recipe=replace(_DRAWN, epochs=8)),
+    generator=Generator(16, 3, 3, 16, size=None, pixel=10., recipe=replace(_DRAWN, epochs=8)),
     attributes=SIX, tune=Recipe(lr=1e-3, epochs=2, bs=32),
     options=dict(blan=dict(dropout=0.)))   # a few hundred steps do not overfit: with .5 BLAN lost 7 points of validation AP on synthetic faces
 PAPER = Profile("paper", parser="encoder_decoder", parser_recipe=Recipe(lr=1e-3, epochs=60, bs=16, augment=WIDE))

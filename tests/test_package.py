@@ -21,7 +21,7 @@ def built(tmp_path_factory):
 
 def test_wheel_holds_the_library(built):
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
-    assert sum(n.startswith("symbiosis_nb/tables/") and n.endswith(".csv") for n in names) == 6
+    assert sum(n.startswith("symbiosis_nb/tables/") and n.endswith(".csv") for n in names) == 7
     assert {"symbiosis_nb/data/official.py", "symbiosis_nb/models/pooling.py", "symbiosis_nb/runs.py"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "nbs/", "reports/"))]
 

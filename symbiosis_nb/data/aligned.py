@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOW', 'middle_similarity', 'align_face', 'aligned', 'centred']
 
-# %% ../../nbs/05a_data.aligned.ipynb #3266c8a9
+# %% ../../nbs/05a_data.aligned.ipynb #eebdb03f
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import DataError, atomic_write, cache_dir, digest, folder_lock, progress
+from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress
 from .crops import CELEBA_SIZE, align_celeba, central_box, choose_face, detect_faces, template_box, warp
-from .tables import AttributeTable, read_bytes, read_image
+from .pictures import read_bytes
+from .tables import AttributeTable
 
-# %% ../../nbs/05a_data.aligned.ipynb #2edd82ec
+# %% ../../nbs/05a_data.aligned.ipynb #1a135e60
 def middle_similarity(
     size: tuple,   # (width, height) of the picture
     box=None,      # x, y, width, height of the face; None: the middle of the picture
@@ -40,7 +41,7 @@ def align_face(
     if face is not None: return align_celeba(image, face.landmarks), "detected"
     return warp(image, middle_similarity(image.size, box), CELEBA_SIZE), "centre"
 
-# %% ../../nbs/05a_data.aligned.ipynb #fb0c63aa
+# %% ../../nbs/05a_data.aligned.ipynb #b4002f01
 HOW = ("annotated", "detected", "centre")   # folders of the store: where a face was known from
 
 def _row(values, i):
@@ -50,10 +51,11 @@ def _row(values, i):
 def _store(table, i, folder, detect):
     "The file of one aligned picture, made where it is missing; a `DataError` for a picture that cannot be read or aligned"
     path, marks, box = Path(table.paths[i]), _row(table.landmarks, i), _row(table.boxes, i)
+    by = (getattr(detect, "__qualname__", None), table.exif, table.background)
     try:
-        name = f"{path.stem}-{digest(read_bytes(path), marks, box, getattr(detect, '__qualname__', None))}.jpg"
+        name = f"{path.stem}-{digest(read_bytes(path), marks, box, *by)}.jpg"
         if found := next((p for how in HOW if (p := folder/how/name).is_file()), None): return found
-        picture, how = align_face(read_image(path), marks, box, detect)
+        picture, how = align_face(table.open(i), marks, box, detect)
     except DataError as e: return e
     except ValueError as e: return DataError(f"{path}: {e}")
     with atomic_write(folder/how/name) as tmp: picture.save(tmp, "JPEG", quality=95, subsampling=0)
@@ -64,7 +66,7 @@ def _store_all(table, detect, out):
     if detect and not hasattr(detect, "__qualname__"):
         raise ValueError(f"detect must be a function: its name is part of the store's key, and {detect!r} has none")
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes of persons, not faces: they cannot be aligned")
-    folder = Path(out or cache_dir()/"aligned")
+    folder = as_path(out or cache_dir()/"aligned")
     with folder_lock(folder):
         made = [_store(table, i, folder, detect) for i in progress(range(len(table)), "aligning faces")]
     bad = [str(e) for e in made if isinstance(e, DataError)]
@@ -76,7 +78,7 @@ def _in_frame(table, kind, paths, note):
     notes = [*table.notes, note]
     return replace(table, name=f"{table.name}, {kind}", paths=paths, boxes=None, landmarks=None, frame="aligned", notes=notes)
 
-# %% ../../nbs/05a_data.aligned.ipynb #b8af2d90
+# %% ../../nbs/05a_data.aligned.ipynb #0a2604c5
 def aligned(
     table: AttributeTable,          # of whole pictures; one that is aligned comes back as it is
     on_missing: str = "centre",     # no face: "centre" takes the middle, "skip" leaves it out (never a test picture), "raise" lists them

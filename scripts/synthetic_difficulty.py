@@ -1,6 +1,6 @@
 """How hard are the synthetic faces? Plain average pooling at the demo profile's size and schedule, between its floor and its ceiling.
 
-    python tests/synthetic_difficulty.py [FOLDER]    # writes reports/synthetic_difficulty.json; minutes on two cores
+    python scripts/synthetic_difficulty.py [FOLDER]    # writes reports/synthetic_difficulty.json; minutes on two cores
 
 Floor: every score equal, so the average precision is the prevalence. Ceiling: the same trunk and schedule, but told for every face and attribute which
 pixels belong to it (the cue mask, which is the same whether the attribute is on or off), features averaged there as well. Limit: what the true labels

@@ -1,6 +1,6 @@
 """The faults that the tests inject, and what a reader says to each.
 
-    python tests/faults.py    # runs the fault tests and writes reports/faults.csv: test, fault, what was said, whether the test passed
+    python scripts/faults.py    # runs the fault tests and writes reports/faults.csv: test, fault, what was said, whether the test passed
 
 Where one test provokes several messages, the last one stands for it. Folders of this machine are cut out of the messages."""
 import re
@@ -13,7 +13,7 @@ import pytest
 
 from symbiosis_nb.core import DataError, atomic_write
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]/"tests"
 FILES = ["test_official_faults.py", "test_official_parquet.py", "test_official_attributes.py", "test_official_celeba.py", "test_official_parsing.py", "test_fuzz.py", "test_runs.py"]
 
 
@@ -33,10 +33,10 @@ def main():
     recorder, plain = Recorder(root), DataError.__init__
     def noted(self, *args, **kwargs): plain(self, *args, **kwargs); recorder.said.append(str(self))
     DataError.__init__ = noted
-    code = pytest.main([*(str(HERE/f) for f in FILES), "-q", "-m", "not gpu and not data", "-p", "no:cacheprovider", "--basetemp", root], plugins=[recorder])
+    code = pytest.main([*(str(TESTS/f) for f in FILES), "-q", "-m", "not gpu and not data", "-p", "no:cacheprovider", "--basetemp", root], plugins=[recorder])
     frame = pd.DataFrame(recorder.rows)
     assert not frame.said.str.contains(root).any(), frame[frame.said.str.contains(root)].said.iloc[0]
-    with atomic_write(HERE.parent/"reports/faults.csv") as tmp: frame.to_csv(tmp, index=False)
+    with atomic_write(TESTS.parent/"reports/faults.csv") as tmp: frame.to_csv(tmp, index=False)
     print(frame.groupby("file").agg(tests=("test", "size"), messages=("said", lambda s: (s != "").sum()), passed=("passed", "sum")))
     return code
 

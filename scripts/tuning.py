@@ -1,6 +1,6 @@
 """What every method got to choose: three learning rates on the validation split of the synthetic faces, with a seed that no report uses.
 
-    python tests/tuning.py RUNS [METHOD ...]    # writes reports/tuning_synthetic.csv from finished and new runs in the folder RUNS
+    python scripts/tuning.py RUNS [METHOD ...]    # writes reports/tuning_synthetic.csv from finished and new runs in the folder RUNS
 
 The demo profile trains all methods at one rate; the file shows what that costs each of them. The test split is not looked at."""
 import sys

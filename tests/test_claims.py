@@ -1,0 +1,178 @@
+"Claims by their ids: means against a bootstrap by hand, orders as wholes, margins by metric, the list covered to the last row, old reports read"
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from symbiosis_nb import metrics, published, stats
+from symbiosis_nb.claims import (AS_EQUAL, BEFORE, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, coverage, judge, kept_claims, kept_ledger, ledger_counts, order_of,
+                                 run_differs)
+from symbiosis_nb.claims import tested_in as notebooks_that_test
+from symbiosis_nb.vocab import CELEBA
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("one", "two", "three", "four")
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    y, known, who = (rng.random((120, 4)) < .4).astype(float), rng.random((120, 4)) < .9, rng.integers(0, 40, 120)
+    return {(n, s): (rng.normal(size=y.shape) + g*(2*y - 1), y, known) for s in (0, 1) for n, g in dict(a=1., b=.3).items()}, who
+
+
+def fixed(value, spread=.001, seeds=(0,)):
+    "A mean with a known value and deviation"
+    rng = np.random.default_rng(abs(hash((value, spread))) % 2**32)
+    return Mean({s: (value, value + spread*rng.normal(size=1000)) for s in seeds})
+
+
+@pytest.mark.parametrize("metric, f", [("AP", metrics.average_precision), ("accuracy", metrics.accuracy), ("balanced_accuracy", metrics.balanced_accuracy)])
+def test_difference_of_two_groups_by_hand(case, metric, f):
+    predictions, who = case
+    scored = Scored(predictions, NAMES, who, replicates=40)
+    first, rest = (scored(metric, part) for part in (["one", "three"], ["two", "four"]))
+    gap = (first["a"] - first["b"]) - (rest["a"] - rest["b"])
+    weights = stats.cluster_weights(who, 120, 40)
+    assert all(len(set(w[who == p])) == 1 for w in weights[:5] for p in set(who))   # people are drawn whole
+    for seed in (0, 1):
+        each = {n: [f(*predictions[n, seed], weight=w[None])[0] for w in weights] for n in "ab"}
+        gain = np.array(each["a"]) - np.array(each["b"])
+        np.testing.assert_allclose(gap.by_seed[seed][1], gain[:, [0, 2]].mean(1) - gain[:, [1, 3]].mean(1))
+        plain = f(*predictions["a", seed]) - f(*predictions["b", seed])
+        assert gap.by_seed[seed][0] == pytest.approx(plain[[0, 2]].mean() - plain[[1, 3]].mean())
+    assert gap.summary()["seeds"] == 2 and gap.summary()["difference"] == pytest.approx(np.mean([v for v, _ in gap.by_seed.values()]))
+
+
+@pytest.mark.parametrize("metric", stats.INSTANCE)
+def test_instance_scores_of_repeated_images(case, metric):
+    "A replicate is the score of the images that it draws, each as often as it draws them"
+    predictions, who = case
+    scored = Scored(predictions, NAMES, who, replicates=5)
+    found = scored(metric)["a"].by_seed[0]
+    plain = lambda parts: metrics.instance_scores(*parts)[metric.lower()]
+    assert found[0] == pytest.approx(plain(predictions["a", 0]))
+    for w, value in zip(scored.weights, found[1]): assert value == pytest.approx(plain([p.repeat(w, 0) for p in predictions["a", 0]]))
+
+
+def test_two_data_sets_are_drawn_apart(case):
+    predictions, who = case
+    same, other = (Scored(predictions, NAMES, who, draw=d, replicates=300)("accuracy") for d in (0, 1))
+    a, b = (m["a"].by_seed[0][1] for m in (same, other))
+    assert abs(np.corrcoef(a, b)[0, 1]) < .2
+    twice = (same["a"] - other["a"]).summary()
+    assert twice["difference"] == 0 and twice["low"] < 0 < twice["high"]   # paired, it would be exactly zero
+
+
+def test_a_single_pair_is_judged_as_stats_does(case):
+    predictions, who = case
+    of = Scored(predictions, NAMES, who)("accuracy")
+    verdict = lambda mean, kind: judge([("", mean, kind)], "accuracy")["verdict"]
+    assert [verdict(of["a"] - of["b"], "greater"), verdict(of["b"] - of["a"], "greater"), verdict(of["a"] - of["a"], "about equal")] == ["holds", "does not hold", "holds"]
+    with pytest.raises(ValueError, match="no seed in common"): of["a"] - Mean({5: of["a"].by_seed[0]})
+
+
+def test_equal_means_nearer_in_accuracy_than_in_average_precision():
+    "Whole papers differ by .3 points of accuracy: what counts as equal must be less"
+    gap = [("a - b", fixed(.003), "about equal")]
+    assert judge(gap, "accuracy")["verdict"].startswith("cannot tell") or judge(gap, "accuracy")["verdict"] == "does not hold"
+    assert judge([("a - b", fixed(.003, 1e-5), "about equal")], "accuracy")["verdict"] == "does not hold"
+    assert judge([("a - b", fixed(.003, 1e-5), "about equal")], "AP")["verdict"] == "holds"
+    assert set(published.claims(kind="about equal").metric) | set(published.claims(kind="not better").metric) <= set(stats.MARGINS)
+
+
+def test_an_order_is_one_claim():
+    rising = [("a > b", fixed(.02), "greater"), ("b > c", fixed(.03), "greater")]
+    assert judge(rising, "AP")["verdict"] == "holds" and judge(rising, "AP")["together"] == "100%"
+    assert judge([*rising, ("c > d", fixed(-.02), "greater")], "AP")["verdict"] == "does not hold"
+    unsure = judge([*rising, ("c > d", fixed(.002, .004), "greater")], "AP")
+    assert unsure["verdict"] == "cannot tell" and unsure["difference"] == "+0.20", "the row shows the weakest part"
+    assert 50 < int(unsure["together"][:-1]) < 90
+
+
+def test_parts_that_hold_alone_need_not_hold_together():
+    "A part whose own interval just misses 0 does not clear it when twenty parts must hold at once"
+    parts = [(f"part {k}", fixed(.0022 + 1e-6*k), "greater") for k in range(20)]
+    assert judge(parts[:1], "AP")["verdict"] == "holds" and judge(parts, "AP")["verdict"] == "cannot tell"
+
+
+def test_a_measure_without_a_margin_can_be_greater_only():
+    "Qualitative claims have measures of their own: no margin says what would be equal there"
+    assert judge([("a - b", fixed(.02), "greater"), ("c - d", fixed(.03), "greater")], "qualitative")["verdict"] == "holds"
+    with pytest.raises(ValueError, match="margin"): judge([("a - b", fixed(.02), "about equal")], "qualitative")
+
+
+def test_orders_are_those_of_the_list():
+    listed = published.claims(kind="ranking")
+    for id, claim in listed.iterrows():
+        pairs = order_of(claim)
+        assert len(pairs) == len(re.findall(r" [>=] ", f" {claim['second']} ")) + (not claim["second"].startswith("="))
+        assert all(a and b and a != b for a, b, _ in pairs)
+    for id, (a, b) in AS_EQUAL.items(): assert (a, b, "about equal") in order_of(listed.loc[id]) and "equal" in listed.loc[id].note
+
+
+def test_scopes_are_attributes():
+    for claim in published.claims().query("kind != 'pattern'").itertuples():
+        if claim.scope in ("all attributes", "all regions") or claim.dataset == "WIDER": continue
+        assert set(claim.scope.split()) <= set(CELEBA.names), claim.Index
+
+
+def test_every_claim_is_tested_or_says_why_not():
+    tested, listed = notebooks_that_test(ROOT/"nbs"), set(published.claims().index)
+    assert len(listed) == 137 and set(tested) <= listed, set(tested) - listed
+    assert not set(tested) & set(NOT_TESTED), "tested, and said not to be"
+    assert set(tested) | set(NOT_TESTED) == listed, listed - set(tested) - set(NOT_TESTED)
+    assert all(len(reason) > 20 for reason in NOT_TESTED.values()) and set(NEEDS) <= set(tested)
+    table = coverage(kept_ledger(ROOT/"reports"), tested)
+    assert len(table) == 137 and ((table.tested_in != "") ^ (table.why_not != "")).all()
+
+
+def test_one_run_for_two_names_answers_nothing(case):
+    predictions, who = case
+    twin = Scored({("inception", 0): predictions["a", 0], ("avg_pool", 0): predictions["a", 0], ("sa", 0): predictions["b", 0]}, NAMES, who)
+    pair = lambda id: order_of(published.claims().loc[id])
+    assert cannot_ask(pair("symbiosis-21"), twin) == "one run serves inception and avg_pool" and cannot_ask(pair("symbiosis-19"), twin) == ""
+    ledger = Ledger("symbiosis", "nothing")
+    assert len(ledger.test("symbiosis-21 symbiosis-06", twin)) == 0 == len(ledger.rows)
+
+
+def test_a_row_says_what_the_run_did_differently():
+    profile = dict(name="demo", backbone="small", weights=None, size=(80, 64), recipe=dict(epochs=6))
+    run = SimpleNamespace(method="ssp", config=dict(method="ssp", frame="aligned", data="CelebA (aligned)", profile=profile))
+    said = lambda id, **config: run_differs(published.claims().loc[id], [SimpleNamespace(method="ssp", config={**run.config, **config})])
+    assert "aligned pictures" in said("symbiosis-03") and "pictures" not in said("symbiosis-06")
+    assert said("symbiosis-06") == "trunk small in place of vgg_like; profile demo: 6 epochs at 80x64"
+    assert said("symbiosis-06", profile={**profile, "name": "paper", "backbone": "vgg_like"}) == ""
+
+
+def test_own_comparisons_are_no_claims(tmp_path, case):
+    predictions, who = case
+    of = Scored(predictions, NAMES, who)("accuracy")
+    ledger = Ledger("blan", "a set")
+    ledger.own({"accuracy": [("ours over theirs", of["a"] - of["b"])]})
+    folder = ledger.write(tmp_path/"blan_sample")
+    assert not ledger.rows and [p.name for p in folder.iterdir()] == ["own_comparisons.csv"] and not len(kept_ledger(tmp_path))
+
+
+def test_kept_reports_old_and_new_are_read(tmp_path, case):
+    predictions, who = case
+    ledger = Ledger("pse", "a set")
+    ledger.pattern("pse-14", [("gain − gain", fixed(.02))]); ledger.fact("pse-08", True, "more", "more")
+    for name in ("pse_sample", "celeba_sample"): ledger.write(tmp_path/name)   # two reports, one claim
+    old = pd.DataFrame([dict(claim="SSP beats average pooling (symbiosis)", difference="+4.44", interval="[3.84, 5.02]", seeds=3, verdict="holds")])
+    (tmp_path/"old_sample").mkdir(); old.to_csv(tmp_path/"old_sample"/"claims.csv")
+    pd.Series(dict(data="CelebA", split="")).to_frame("").to_csv(tmp_path/"old_sample"/"protocol.csv")
+    kept = kept_ledger(tmp_path)
+    assert kept[kept.id == BEFORE].claim.tolist() == ["SSP beats average pooling"] and set(kept.id) == {"pse-14", "pse-08", BEFORE}
+    counts = ledger_counts(kept)
+    assert counts.loc["pse", "sample"] == "2 hold, 0 do not, 0 open" and counts.loc["symbiosis", f"sample, {BEFORE}"] == "1 hold, 0 do not, 0 open"
+    assert "| pse-14 |" in kept_claims(tmp_path/"pse_sample") and "+4.44" in kept_claims(tmp_path/"old_sample")
+
+
+def test_the_reports_of_this_repository_are_read():
+    kept = kept_ledger(ROOT/"reports")
+    assert len(kept) and not kept[["claim", "paper", "metric", "verdict", "measured_on"]].eq("").any(axis=None)
+    assert set(ledger_counts(kept).index) <= set(published.PAPERS)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['source_digest', 'plain_code', 'function_name', 'code_digest', 'module_digest', 'model_rooms']
 
-# %% ../nbs/25_code.ipynb #f9f9c537
+# %% ../nbs/25_code.ipynb #efd0956f
 import ast, inspect, sys, sysconfig
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from pathlib import Path
 import symbiosis_nb
 from .core import digest
 
-# %% ../nbs/25_code.ipynb #bbbe9297
+# %% ../nbs/25_code.ipynb #506c5c23
 def source_digest(
     thing,       # a function or a class
 ) -> str:        # 16 hexadecimal digits
@@ -47,7 +47,7 @@ def _bytecode(thing):
     code = thing.__code__
     return [thing.__name__, code.co_code, list(code.co_names), [str(c) for c in code.co_consts if not inspect.iscode(c)]]
 
-# %% ../nbs/25_code.ipynb #227f9f4b
+# %% ../nbs/25_code.ipynb #a2049d70
 def function_name(
     f,           # a function, or a `partial` of one
 ) -> str:        # for example "poly(power=0.9, hold=10)"
@@ -60,7 +60,7 @@ def function_name(
         raise ValueError("a schedule needs a name, because a run is found again by it: write `def mine(pct): ...` and pass mine")
     return name if f.__module__.startswith("symbiosis_nb.") else f"{name} [{source_digest(f)[:8]}]"
 
-# %% ../nbs/25_code.ipynb #bf261fab
+# %% ../nbs/25_code.ipynb #f07806d8
 def code_digest(
     build,       # the builder of a `Method`, or several functions and classes
 ) -> str:        # 16 hexadecimal digits
@@ -100,7 +100,7 @@ def _names(thing):
     cells = [c.cell_contents for c in thing.__closure__ or () if c.cell_contents is not thing]
     return [*found, *cells, *(thing.__defaults__ or ())]
 
-# %% ../nbs/25_code.ipynb #8c20d684
+# %% ../nbs/25_code.ipynb #710f94b2
 @lru_cache
 def module_digest(name: str) -> str:
     "A digest of a module's code, without comments and docstrings"

@@ -39,12 +39,13 @@ class Build:
     weights: str | None = None    # of the trunk
     n_regions: int = 7            # masks that come with a picture
     options: dict = field(default_factory=dict)  # keywords of the method's model, for ablations
+    stride: int | None = None     # of the trunk's last map; None: its own
 
     @property
     def n(self) -> int: return len(self.vocab)
     def trunk(self, in_channels: int = 3) -> Backbone:
         "The trunk, with its weights where it takes pictures"
-        return backbone(self.backbone, self.width, self.weights if in_channels == 3 else None, in_channels)
+        return backbone(self.backbone, self.width, self.weights if in_channels == 3 else None, in_channels, stride=self.stride)
 
 @dataclass(frozen=True)
 class Method:
@@ -213,7 +214,7 @@ def _joint_net(b):
     "VGG-16 with its three layers, from a VGG-Face file where one is given; other trunks with average pooling"
     vgg, options = b.backbone == "vgg16", {k: v for k, v in b.options.items() if k in ("hidden", "dropout")}
     face = vgg and b.weights not in (None, "imagenet")
-    net = JointNet(backbone(b.backbone, b.width) if face else b.trunk(), b.n, b.size if vgg else None, **options)
+    net = JointNet(backbone(b.backbone, b.width, stride=b.stride) if face else b.trunk(), b.n, b.size if vgg else None, **options)
     if face: net.start_from_vgg_face(b.weights)
     return net
 
@@ -233,5 +234,5 @@ register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"
          Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16",
                 size=(224, 224), recipe=ONE_RECIPE, weights="file", sets=dict(LFWA=ONE_LFWA), note=VGG_FACE), listed=False)
 
-# %% ../nbs/30_methods.ipynb #ac1ebed5
+# %% ../nbs/30_methods.ipynb #9e6fd5ab
 OURS.update(METHODS, VARIANTS)

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'VGG16', 'HEADS', 'PACKAGED', 'OF_TIMM', 'TRUNKS', 'OWN_WIDTH', 'TAPPED_EARLIER',
-           'VGG_FACE_MEAN', 'Backbone', 'conv_block', 'PoolBlock', 'pool_blocks', 'replace_pools', 'scaled', 'thin',
-           'init_he', 'FromImageNet', 'Residual', 'is_residual', 'read_weights', 'load_state', 'by_position',
-           'Packaged', 'packaged_file', 'fold_normalization', 'imagenet_file', 'DensePool', 'dilate', 'backbone',
-           'VGGFaceHead', 'load_vgg_face', 'n_parameters', 'saved_bytes', 'peak_bytes']
+           'Backbone', 'conv_block', 'PoolBlock', 'pool_blocks', 'replace_pools', 'scaled', 'thin', 'init_he',
+           'FromImageNet', 'Residual', 'is_residual', 'read_weights', 'load_state', 'by_position', 'Packaged',
+           'packaged_file', 'fold_normalization', 'imagenet_file', 'DensePool', 'dilate', 'backbone']
 
 # %% ../../nbs/10_models.backbones.ipynb #031cd734
-import math, shutil, sys, urllib.request, weakref
+import math, shutil, sys, urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +21,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..core import DataError, atomic_write, cache_dir
+from .cost import n_parameters, peak_bytes, saved_bytes   # people look for them here
 
 # %% ../../nbs/10_models.backbones.ipynb #7e573f43
 class Backbone(nn.Module):
@@ -518,85 +516,3 @@ def backbone(
     elif not of_timm: init_he(trunk)
     if state and not ours and in_channels == 3 and (cfg := _timm_cfg(name)): fold_normalization(trunk, cfg.mean, cfg.std)
     return trunk
-
-# %% ../../nbs/10_models.backbones.ipynb #c9de80ad
-VGG_FACE_MEAN = (129.1863, 104.7624, 93.5940)  # red, green, blue, on 0..255; the weights expect no division
-
-class VGGFaceHead(nn.Module):
-    "fc6, fc7, fc8 of VGG-16, dropout after the first two (general-to-specific, 2; dropout is VGG-Face's, the paper is silent)"
-    def __init__(self,
-        n_outputs: int,          # outputs of fc8
-        channels: int = 512,     # channels of the trunk's last map
-        size: tuple = (7, 7),    # height and width of the trunk's last map
-        hidden: int = 4096,      # units of fc6 and fc7
-        dropout: float = 0.5,
-    ):
-        super().__init__()
-        self.fc6, self.fc7 = nn.Linear(channels * size[0] * size[1], hidden), nn.Linear(hidden, hidden)
-        self.fc8, self.drop = nn.Linear(hidden, n_outputs), nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:  # map (B,C,h,w) -> (B,n_outputs)
-        for fc in (self.fc6, self.fc7): x = self.drop(torch.relu(fc(x.flatten(1))))
-        return self.fc8(x)
-
-    def param_groups(self) -> list:  # fc6, fc7, fc8
-        return [list(fc.parameters()) for fc in (self.fc6, self.fc7, self.fc8)]
-
-# %% ../../nbs/10_models.backbones.ipynb #a7018901
-def load_vgg_face(
-    trunk: Backbone,         # `backbone("vgg16")`; changed in place
-    head: VGGFaceHead,       # changed in place; its fc8 only when the shapes agree
-    path: str | Path,        # any port of VGG-Face: 13 convolutions and 2 or 3 linear layers in order
-    rgb: bool = True,        # turn the first kernels around, so that the trunk takes red, green, blue
-):
-    "Load VGG-Face by order and shape; raises `DataError` when the file is something else"
-    state = read_weights(path)
-    given = [(w, state[k[:-6] + "bias"]) for k, w in state.items() if k.endswith("weight") and k[:-6] + "bias" in state]
-    layers = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)] + [head.fc6, head.fc7]
-    if given[len(layers):] and given[len(layers)][0].shape == head.fc8.weight.shape: layers.append(head.fc8)
-    shapes = [(w.shape, m.weight.shape) for (w, _), m in zip(given, layers)]
-    wrong = [f"layer {i} is {tuple(a)}, needed {tuple(b)}" for i, (a, b) in enumerate(shapes, 1) if a != b]
-    if wrong or len(given) < len(layers): raise DataError(f"{path} holds {len(given)} layers that are not those of VGG-Face", wrong)
-    with torch.no_grad():
-        for (w, b), m in zip(given, layers): m.weight.copy_(w); m.bias.copy_(b)
-        if rgb: layers[0].weight.copy_(layers[0].weight.flip(1))
-
-# %% ../../nbs/10_models.backbones.ipynb #9bb7fa25
-def n_parameters(
-    module: nn.Module,  # any module
-) -> int:
-    "Number of trainable parameters"
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-def saved_bytes(
-    f,            # called without arguments; its result keeps the graph alive
-    besides=(),   # tensors that exist anyway (inputs, parameters) and are not counted
-) -> int:
-    "Bytes that `f()` keeps for the backward pass, each storage once"
-    sizes, known = {}, {t.untyped_storage().data_ptr() for t in besides}
-    def pack(t): sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): result = f()
-    return sum(n for p, n in sizes.items() if p not in known)
-
-class _LiveBytes(TorchDispatchMode):
-    "Counts the storages that operators make while they live"
-    def __init__(self): super().__init__(); self.now = self.peak = 0; self.seen = set()
-    def _free(self, key, n): self.now -= n; self.seen.discard(key)
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        old = {id(a.untyped_storage()) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if not isinstance(t, Tensor): continue
-            s = t.untyped_storage(); key = id(s)
-            if key in self.seen or key in old: continue
-            self.seen.add(key); self.now += s.nbytes()
-            weakref.finalize(s, self._free, key, s.nbytes())
-        self.peak = max(self.peak, self.now)
-        return out
-
-def peak_bytes(
-    f,  # called without arguments, for example a forward and backward pass
-) -> int:
-    "Highest sum of bytes alive at once among the tensors that `f()` makes (temporaries inside one operator are not seen)"
-    with _LiveBytes() as count: f()
-    return count.peak

@@ -37,4 +37,5 @@ def train_all(
 def news_of(r: Run) -> str:
     "What happened to a run, in one line: its score, and whether it was read, trained or resumed"
     seconds = r.done["cost"]["training_seconds"]
-    return f"{r.method}, seed {r.config['seed']}: mean AP {r.scores.AP.mean():.3f}, {r.news}" + ("" if r.news == "read" else f", {seconds:.0f} s of training")
+    line = f"{r.method}, seed {r.config['seed']}: mean AP {r.scores.AP.mean():.3f}, {r.news}"
+    return line if r.news == "read" else f"{line}, {seconds:.0f} s of training"

@@ -189,7 +189,7 @@ def _check_crops(table, m, p, options):
     "Raise `DataError` where a chain is to cut crops for attributes that no paper names"
     if "own" not in (m.chain or ()) or options.get("schemes") == "search": return
     known = {*crop_assignment(), *(options.get("schemes") or {})}
-    if lost := [a for a in _own_networks(p, table) if a not in known]:
+    if lost := [a for a in _own_networks(p, table) or table.names if a not in known]:
         raise DataError(f"{m.name}: which part of the face shows {', '.join(lost[:3])}? Pass options=dict(schemes='search'), or one of a to h for each, "
                         f"as in options=dict(schemes={{{lost[0]!r}: 'c'}})")
 

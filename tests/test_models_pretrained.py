@@ -26,7 +26,7 @@ def one_thread():
 def whole():
     "timm's whole net with the package's weights, which it takes strictly"
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    state = bb.PACKAGED[LITE].named(bb.read_weights(packaged_file(LITE)))
+    state = weights.PACKAGED[LITE].named(bb.read_weights(packaged_file(LITE)))
     assert len(state) == 296
     net.load_state_dict(state, strict=True)
     return net.eval()
@@ -103,8 +103,8 @@ def test_a_pretrained_trunk_comes_back(tmp_path):
 def test_tensors_in_another_order_are_refused():
     state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     renamed = {f"_{i}.{k}": v for i, (k, v) in enumerate(state.items())}
-    assert list(bb.by_position(renamed, "tf_efficientnet_lite0")) == list(state)
-    def load(items): return bb.by_position(dict(items), "tf_efficientnet_lite0")
+    assert list(weights.by_position(renamed, "tf_efficientnet_lite0")) == list(state)
+    def load(items): return weights.by_position(dict(items), "tf_efficientnet_lite0")
     with pytest.raises(DataError, match="stands in the place of"): load(reversed(renamed.items()))
     with pytest.raises(DataError, match="295 tensors, not the 296"): load(list(renamed.items())[:-1])
 

@@ -140,9 +140,9 @@ def svm_scores(
     table: AttributeTable,  # of the same N pictures
     ok: np.ndarray | None = None,  # (N,) which pictures could be read; default all
 ) -> np.ndarray:            # (N_test, NA) signed distances; the frequent answer where training knows one answer only
-    "Scores on the test part of one linear SVM per attribute, standardised features, C = 1"
+    "Scores on the test part of one linear SVM per attribute, standardised features, C = 1; trained on all that is not tested on, since an SVM needs no validation part"
     ok = np.ones(len(table), bool) if ok is None else np.asarray(ok)
-    train, test = (table.split == "train") & ok, (table.split == "test") & ok
+    train, test = (table.split != "test") & ok, (table.split == "test") & ok
     columns = []
     for y, known in zip(table.labels.T, table.known.T):
         fit = train & known

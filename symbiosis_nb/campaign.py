@@ -45,7 +45,7 @@ def named(
 _SKIP = ("raise", "skip")
 CHOICES = dict(profile=tuple(PROFILES), variant=("", "aligned", "original"), faces=("", "annotated", "detected"), on_bad=_SKIP, on_missing=_SKIP,
                train_on=("train", "train+val"), gan=("lsgan", "log"), rec=("mean", "sum"), backbone=("", *TRUNKS), executor=("", "local", "slurm"))
-LEAST = dict(seeds=1, copies=0, few=0, rounds=1, images=1)   # parameter -> least whole number
+LEAST = dict(seeds=1, copies=0, few=0)   # parameter -> least whole number
 SHARES = ("share", "valid_share")                            # from 0 to below 1
 
 def _check_value(name, value):
@@ -79,7 +79,8 @@ def check(
     **roots,           # parameter -> the table that was opened from it, the measured one first; None where nothing was
 ) -> list:             # names of the methods
     "The methods asked for; raises `ValueError` or `DataError`, one sentence, for everything that would stop a run, or spoil its numbers, later"
-    for name, value in given.items(): _check_value(name, value)
+    for name, value in given.items():
+        if not callable(value): _check_value(name, value)   # a notebook has functions too
     names = named(given["methods"] if methods is None else methods, METHODS if methods is None else {**METHODS, **VARIANTS})
     for name in names: _check_start(name, given)
     if roots: _check_tables([get_method(p) for n in names for p in get_method(n).parts or (n,)], roots)

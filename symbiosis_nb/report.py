@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'span', 'Card', 'printed_method', 'which_differ', 'own_spelling', 'write_tables', 'markdown', 'kept_results']
+           'span', 'Card', 'printed_method', 'which_differ', 'own_spelling', 'write_frames', 'write_tables', 'markdown',
+           'kept_results']
 
 # %% ../nbs/50_report.ipynb #eab120cf
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ SAYS = dict(
     sample=f"Measured on a sample, not on the papers' data with their split: {_REFERENCE}",
     synthetic=f"Measured on synthetic pictures: {_REFERENCE}")
 
-# %% ../nbs/50_report.ipynb #ea702a7d
+# %% ../nbs/50_report.ipynb #7e550e66
 def opening(table: AttributeTable) -> str:
     "What is said first of a table: its name, what its numbers may be compared with, what is held out of its training part; then its other notes"
     held = [n for n in table.notes if "held out" in n]
@@ -457,6 +458,16 @@ def run_rows(self: Card) -> pd.DataFrame:
                          **{f"parsing_{k}": v for k, v in (r.done.get("parsing") or {}).items()}))
     return pd.DataFrame(rows)
 
+def write_frames(
+    folder: str | Path,    # made when missing
+    **frames,              # name -> data frame; an empty one is left out
+) -> Path:
+    "Data frames as CSV files"
+    for name, frame in frames.items():
+        if not len(frame): continue
+        with atomic_write(Path(folder)/f"{name}.csv") as tmp: frame.to_csv(tmp)
+    return Path(folder)
+
 def write_tables(
     card: Card,
     folder: str | Path,  # made when missing
@@ -468,11 +479,8 @@ def write_tables(
     blocks = {name: getattr(card, name)() for name in names} | dict(printed=card.printed(variant), groups_AP=card.groups())
     blocks |= {f"attributes_{m}": card.attributes(m, True, variant) for m in HEADLINE}
     blocks |= dict(zip(("localisation", "localisation_attributes"), localisation or ()))
-    for name, frame in blocks.items():
-        if not len(frame): continue
-        with atomic_write(Path(folder)/f"{name}.csv") as tmp: frame.to_csv(tmp)
     with atomic_write(Path(folder)/"runs.csv") as tmp: card.run_rows().to_csv(tmp, index=False)
-    return Path(folder)
+    return write_frames(folder, **blocks)
 
 # %% ../nbs/50_report.ipynb #36d1e232
 def markdown(frame: pd.DataFrame) -> str:

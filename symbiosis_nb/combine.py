@@ -6,7 +6,7 @@
 __all__ = ['mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'schemes_of', 'train_attribute', 'valid_score',
            'map_jobs', 'chain_runs', 'gather_columns']
 
-# %% ../nbs/32b_combine.ipynb #edb24127
+# %% ../nbs/32b_combine.ipynb #9f4265bb
 import os
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ def mean_arrays(
 def _probability(logits): return 1/(1 + np.exp(-logits.astype(np.float64)))
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
-# %% ../nbs/32b_combine.ipynb #1ce912a2
+# %% ../nbs/32b_combine.ipynb #f1c409e6
 def joined_cost(
     used: list,               # the runs that predict together
     trained: list | None = None,  # all that had to be trained for it; default: the same
@@ -72,7 +72,7 @@ def schemes_of(
     if own == "search": return "abcdefgh"
     return (own or {}).get(name) or crops.crop_assignment()[name]
 
-# %% ../nbs/32b_combine.ipynb #b8395f34
+# %% ../nbs/32b_combine.ipynb #81516243
 def train_attribute(
     name: str,           # of the attribute
     job: Job,            # of a chain
@@ -93,7 +93,7 @@ def valid_score(r: Run) -> float:
     "Validation average precision of a single attribute; 0 where it cannot be told"
     return float(np.nan_to_num(M.average_precision(*r.predictions("valid"))[0])) if "valid_targets" in r.arrays else 0.
 
-# %% ../nbs/32b_combine.ipynb #dd3c6d0f
+# %% ../nbs/32b_combine.ipynb #c4a33ca8
 def map_jobs(
     f: Callable,    # of one item; what goes to other processes must be importable
     items: list,

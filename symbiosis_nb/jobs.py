@@ -6,23 +6,23 @@
 __all__ = ['SIZES', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job', 'weights_for',
            'paper_recipe']
 
-# %% ../nbs/31f_jobs.ipynb #9bca0044
+# %% ../nbs/31f_jobs.ipynb #648c967d
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from .code import code_digest, function_name
-from .core import DataError, digest
+from .core import DataError, as_path, digest
 from .data.tables import AttributeTable
 from .kept import Run
 from .losses import balance_weights
 from .methods import METHODS, VARIANTS, Method, get_method
 from .needs import abstraction, boxes, crops, masks, parsing   # every need is known
 from .needs.base import Need
-from .recipes import Profile, make_profile
+from .recipes import PROFILES, Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #dd5deeeb
+# %% ../nbs/31f_jobs.ipynb #bbc2a68d
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -45,7 +45,7 @@ class Job:
     def config(self) -> dict:
         "What is written to config.json, and digested"
         t, m = self.table, self.method
-        given = dict(method=m.name, paper=m.paper, code=method_code(m), data=t.name, data_digest=t.digest, frame=t.frame,
+        given = dict(method=m.name, paper=m.paper, code=method_code(m), data=t.name, data_digest=t.digest, frame=t.frame, exif=t.exif, background=t.background,
                      vocab=t.vocab.name, attributes=list(t.names), groups={k: list(v) for k, v in t.vocab.groups.items()},
                      counts=t.counts(), profile=self.settings(), seed=self.seed, options=self.options, parsing=self._parsing(), on_bad=self.on_bad,
                      view=m.need.view(self), learned_from=self.learned_from())
@@ -102,7 +102,7 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #929f0927
+# %% ../nbs/31f_jobs.ipynb #e02d21c8
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method; raises `DataError` where the paper's weights are a file that was not passed"
     size = tuple(profile.size or m.size)
@@ -124,7 +124,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #495c4b7e
+# %% ../nbs/31f_jobs.ipynb #003d2665
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -134,7 +134,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #ff9bd1d4
+# %% ../nbs/31f_jobs.ipynb #57b8a83b
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,
@@ -150,9 +150,26 @@ def make_job(
     twin = get_method(m.same_as).on(table.name) if m.same_as else None
     options = {**job_options(p, m), **(options or {})}
     serves = twin if twin and resolve(asked, twin) == p else m
-    return Job(serves, limit_table(table, p.limit), p, seed, options=options, called=m.name, **where)
+    where = {k: as_path(v) if k in ("out", "start") and v is not None else v for k, v in where.items()}
+    table = limit_table(table, p.limit)
+    _check(table, serves)
+    return Job(serves, table, replace(p, attributes=_own_networks(p, table)), seed, options=options, called=m.name, **where)
 
-# %% ../nbs/31f_jobs.ipynb #e320f441
+def _check(table, m):
+    "What can be known before training; raises `DataError`"
+    if not len(table): raise DataError(f"{table.name} is empty")
+    empty = [s for s in ("train", "test") if not (table.split == s).any()]
+    if empty: raise DataError(f"{table.name} has no {' and no '.join(empty)} part, so there is nothing to {'learn from' if 'train' in empty else 'measure on'}: "
+                              f"its parts are {table.counts()}. Bring the partition file, or give split=")
+    if m.groups and not table.vocab.groups:
+        raise DataError(f"{m.name} needs groups of attributes, and {table.vocab.name} has none: AttributeVocab(name, names, groups=dict(eyes=(...), ...))")
+
+def _own_networks(p, table):
+    "The attributes with a network of their own: those of the profile that the table has, all of it where it has none of them"
+    if p.attributes != PROFILES[p.name].attributes: return p.attributes   # asked for by name: `combine` refuses what is not there
+    return tuple(a for a in p.attributes if a in table.names)
+
+# %% ../nbs/31f_jobs.ipynb #c3c53a1c
 def weights_for(
     method: str,       # a name from `METHODS`
     given: str = "",   # "general_to_specific=vgg_face.pth pse_a=alexnet.safetensors", one file for all, or "scratch"
@@ -165,7 +182,7 @@ def weights_for(
     rest = [w for w in given.split() if "=" not in w]
     return pairs.get(method) or pairs.get(m.paper) or (rest[0] if rest else None)
 
-# %% ../nbs/31f_jobs.ipynb #85498715
+# %% ../nbs/31f_jobs.ipynb #759ae976
 SIZES = dict(CelebA=162_770, LFWA=6_263, WIDER=28_345, Berkeley=4_013)   # training samples of the papers' protocols
 
 def paper_recipe(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'keep', 'keep_helper']
 
-# %% ../nbs/24_kept.ipynb #39118271
+# %% ../nbs/24_kept.ipynb #e1a69e87
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import metrics as M
-from .core import DataError, atomic_write, fingerprint, read_json, write_json
+from .core import DataError, as_path, atomic_write, fingerprint, read_json, write_json
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/24_kept.ipynb #c25f0312
+# %% ../nbs/24_kept.ipynb #5fa025e9
 @dataclass
 class Kept:
     "A finished network's folder: a parser's, a generator's, or, as `Run`, an attribute method's"
     folder: Path
 
-    def __post_init__(self): self.folder = Path(self.folder)
+    def __post_init__(self): self.folder = as_path(self.folder)
 
     @cached_property
     def config(self) -> dict: return read_json(self.folder/"config.json")
@@ -50,7 +50,7 @@ class Kept:
         "The trained weights by name"
         return load_file(self.folder/"model.safetensors")
 
-# %% ../nbs/24_kept.ipynb #4d791d6c
+# %% ../nbs/24_kept.ipynb #96ab6011
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")   # of a run, before done.json
 NETWORK_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")   # of a parser or generator
 
@@ -64,7 +64,7 @@ def missing_files(folder: Path, files: tuple = NETWORK_FILES) -> list:
     "Names of the files that a finished folder would have and this one has not"
     return [f for f in (*files, "done.json") if not (Path(folder)/f).is_file()]
 
-# %% ../nbs/24_kept.ipynb #5903d7db
+# %% ../nbs/24_kept.ipynb #b2fda9aa
 def labelled(
     arrays: dict,              # of predictions.npz
     split: str = "test",       # or "valid"
@@ -85,7 +85,7 @@ def _refuse_nan(logits, names, split):
     lost = [n for n, good in zip(names, np.isfinite(logits).all(0)) if not good]
     if lost: raise DataError(f"the {split} logits of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''} are not finite: there is nothing to score")
 
-# %% ../nbs/24_kept.ipynb #bafa8535
+# %% ../nbs/24_kept.ipynb #392a0e85
 @dataclass
 class Run(Kept):
     "A finished run; raises `DataError` for a folder that is not one"
@@ -124,7 +124,7 @@ class Run(Kept):
         "What belongs together in the test part: images of one person, boxes of one image; None: nothing"
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
-# %% ../nbs/24_kept.ipynb #3e022c16
+# %% ../nbs/24_kept.ipynb #6020801f
 def keep(
     folder: Path,
     config: dict,               # what was asked
@@ -148,7 +148,7 @@ def _write_weights(path, model):
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     with atomic_write(path) as tmp: save_file(plain, tmp)
 
-# %% ../nbs/24_kept.ipynb #14fe5554
+# %% ../nbs/24_kept.ipynb #03c85d96
 def keep_helper(
     helper: Kept,   # a parser or a generator
     name: str,      # under which it is kept: "parser" or "generator"

@@ -58,7 +58,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #ec2540fc
+# %% ../nbs/31_learner.ipynb #e454d769
 def nesterov_step(p, lr, mom, grad_avg, **kwargs):
     "A step along the gradient and the momentum to come, as `torch.optim.SGD(nesterov=True)`"
     p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
@@ -70,7 +70,7 @@ def nesterov(params, lr, mom: float = .9, wd: float = 0.) -> Optimizer:
 OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False),
                   sgd=partial(SGD, decouple_wd=False), nesterov=nesterov)
 
-# %% ../nbs/31_learner.ipynb #09ef8077
+# %% ../nbs/31_learner.ipynb #9971a3ff
 def measured_precision(
     dls,                # from `data.loaders`
     model: nn.Module,   # not changed
@@ -145,6 +145,23 @@ class ResumableLearner(Learner):
         total = recipe.iterations or epochs*steps
         schedule = {"lr": _Schedule(np.array(lrs), recipe.schedule, epochs*steps/total)}
         self.fit(epochs, cbs=[ParamScheduler(schedule), *_length_callbacks(recipe), *(cbs or [])], lr=lrs, wd=recipe.wd)
+
+    def export(self, *args, **kwargs):
+        "fastai pickles the learner, data and all; what is worth keeping is the predictor"
+        raise NotImplementedError("a learner of stores is not pickled: Predictor.from_learner(learn) answers for photographs, its to_onnx(file) keeps it; learn.save and load keep weights")
+
+    def tta(self, ds_idx: int = 1, **kwargs):
+        "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` for models that take more than pictures"
+        dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
+        if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
+        both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid())/2, 1e-7)
+        logits, targets = predict(_As(self.model, both), dl, self.precision)
+        return torch.tensor(logits).sigmoid(), torch.tensor(targets)
+
+class _As(nn.Module):
+    "A model that answers by another function"
+    def __init__(self, model, f): super().__init__(); self.model, self.f = model, f
+    def forward(self, *args): return attribute_logits(self.f(*args))
 
 def _length_callbacks(recipe):
     "What ends training before its last epoch is over"

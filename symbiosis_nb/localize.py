@@ -22,7 +22,8 @@ from .data.sources import synthetic_root
 from .data.synthetic import clean_labels, read_faces
 from .data.tables import AttributeTable
 from .methods import get_method
-from .runs import Run, load_model
+from .kept import Run
+from .predictor import load_model
 
 # %% ../nbs/40_localize.ipynb #959ff6f6
 class _Keep:
@@ -128,7 +129,10 @@ def unseen(
     "Test pictures of a run, in order; raises `DataError` when the table has none"
     part = table.take(np.flatnonzero(table.split == "test")[rows])
     view = box_view(part.boxes) if part.frame == "box" else WHOLE
-    return attribute_loader(part, [Field("image", pixel_store(part.paths, tuple(r.config["profile"]["size"]), view))], "test", bs, device=default_device())
+    size, margin = tuple(r.config["profile"]["size"]), r.config["profile"]["recipe"].get("margin", 1.)
+    store = pixel_store(part, tuple(round(n*margin) for n in size), view)
+    image = Field("image", store, crop=size if margin > 1 else None)
+    return attribute_loader(part, [image], "test", bs, device=default_device())
 
 @torch.no_grad()
 def last_maps(folder: str | Path, x: Tensor) -> Tensor:  # (B, C, h, w)

@@ -60,6 +60,7 @@ class Method:
     chain: tuple = ()              # networks that start from each other: "joint" for all attributes, then "common" and "own" crop for one each
     trunk: str = "vgg_like"        # the paper's
     size: tuple = (218, 178)       # the paper's input, (height, width)
+    groups: bool = False           # the model branches by the vocabulary's groups
     weights: str | None = None     # the paper's start of the trunk: None (scratch), "imagenet", or "file", one that no package brings (see `note`)
     recipe: Recipe = Recipe()      # the paper's training
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
@@ -159,7 +160,7 @@ CVGJ = ("The paper starts from ImageNet weights of AlexNet-cvgj, published for C
 
 def _pse(name, title, printed, build, lfwa=True):
     rows = (("pse", "1", f"{printed}-Alex"), *([("pse", "2", f"{printed}-Alex")] if lfwa else []), ("pse", "1", f"{printed}-SE"))
-    return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", sets=dict(LFWA=PSE_LFWA), note=CVGJ)
+    return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", groups=True, sets=dict(LFWA=PSE_LFWA), note=CVGJ)
 
 register(
     Method("blan", "blan", "BLAN", lambda b: BLAN(b.n, b.trunk(), b.size, **b.options), (("blan", "7", "BLAN (w/ OS)"), ("blan", "3", "BLAN (w/ OS)")),
@@ -227,5 +228,5 @@ register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"
          Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16", size=(224, 224),
                 recipe=ONE_RECIPE, weights="file", sets=dict(LFWA=ONE_LFWA), note=VGG_FACE), listed=False)
 
-# %% ../nbs/30_methods.ipynb #4c127483
+# %% ../nbs/30_methods.ipynb #3cdea983
 OURS.update(METHODS, VARIANTS)

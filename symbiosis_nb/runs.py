@@ -27,7 +27,7 @@ def run_job(job: Job) -> Run:
     "The finished run of a job: read when it is there, gone on with when it was cut off, trained when it is not"
     folder = job.folder
     if process_rank()[0] > 0: return _train_along(job, folder)
-    with folder_lock(folder):
+    with folder_lock(folder, done="" if job.again else "done.json"):
         if job.again: _empty(folder)
         news = "read" if is_finished(folder, FILES) else _make(job, folder)
     return Run(folder, job.called or job.method.name, news)
@@ -50,7 +50,7 @@ def _train_along(job, folder):
     while not is_finished(folder, FILES): time.sleep(.2)
     return Run(folder, job.called or job.method.name)
 
-# %% ../nbs/33_runs.ipynb #84cf3f89
+# %% ../nbs/33_runs.ipynb #c2d331d0
 def run(
     method: str,                # a name from `METHODS`
     table: AttributeTable,

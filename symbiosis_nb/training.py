@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'build_model', 'start_from', 'multiply_adds', 'cost', 'training_code', 'train', 'finish']
 
-# %% ../nbs/32a_training.ipynb #a2b2c834
+# %% ../nbs/32a_training.ipynb #b3581440
 import sys, time
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from .learner import attribute_learner, default_metrics, distributed, epoch_log,
 from .methods import Build
 from .models.backbones import n_parameters
 
-# %% ../nbs/32a_training.ipynb #61d93e04
+# %% ../nbs/32a_training.ipynb #0dc60e30
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -49,7 +49,7 @@ def start_from(
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 
-# %% ../nbs/32a_training.ipynb #fd39f73e
+# %% ../nbs/32a_training.ipynb #da4aa1ce
 def multiply_adds(model: nn.Module, example: tuple) -> int:
     "Multiply-adds of one forward pass of one sample"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(*example)
@@ -78,7 +78,7 @@ def _peak_memory() -> float | None:
     except ImportError: return None   # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(20 if sys.platform == "darwin" else 10)
 
-# %% ../nbs/32a_training.ipynb #61e058df
+# %% ../nbs/32a_training.ipynb #d59818ed
 TRAINING_ROOMS = ("callbacks", "learner", "losses", "recipes", "data.loaders")   # how a step is computed
 
 @lru_cache
@@ -111,7 +111,6 @@ def _trained(job, ready, folder):
         raise ValueError(f"{job.method.name} has a loss of its own: loss={p.loss!r} is for methods trained by plain cross-entropy")
     if job.start is not None: start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
     metrics = [*default_metrics(), *job.need.metrics(ready)]
-    if not (job.table.split == "train").any(): raise DataError(f"{job.table.name} has no training part")
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt", code=training_code())
     with distributed(learn), learn.no_bar(), learn.no_logging():
@@ -159,7 +158,7 @@ def _who(table, ok):
     if table.frame != "box": return who
     return who | dict(test_image=np.unique([str(table.paths[i]) for i in test], return_inverse=True)[1])
 
-# %% ../nbs/32a_training.ipynb #d10185fd
+# %% ../nbs/32a_training.ipynb #6307eb94
 def finish(job: Job, folder: Path, arrays: dict, log, model: nn.Module | None, costs: dict, **more):
     "Write a run's files, `done.json` last"
     t = job.table

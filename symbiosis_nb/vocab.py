@@ -8,10 +8,13 @@ __all__ = ['SUBJECTIVE', 'HAIR_COLOURS', 'CELEBA', 'WIDER', 'BERKELEY', 'FACE7',
 
 # %% ../nbs/01_vocab.ipynb #f14d793e
 import csv
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.resources import files
 
 import numpy as np
+
+from .core import DataError
 
 # %% ../nbs/01_vocab.ipynb #1e25711e
 def read_table(
@@ -22,6 +25,13 @@ def read_table(
     return list(csv.DictReader(text.splitlines()))
 
 # %% ../nbs/01_vocab.ipynb #21199ea8
+def _group_faults(names, groups):
+    "What keeps groups from being a partition of the names; no groups are fine"
+    if not groups: return []
+    count = Counter(n for members in groups.values() for n in members)
+    strange = [f"group member {n!r} is no attribute" for n in count if n not in names]
+    return strange + [f"{n!r} lies in {count[n]} groups, expected one" for n in names if count[n] != 1]
+
 @dataclass(frozen=True)
 class AttributeVocab:
     "The attribute names of one data set, in its official order, and what travels with them"
@@ -31,6 +41,16 @@ class AttributeVocab:
     prevalence: dict = field(default_factory=dict)  # attribute -> published share of positives, where one is published
     subjective: tuple = ()     # names whose labels are a matter of taste
     contradictions: tuple = () # pairs of (attribute, value) that cannot both hold
+
+    def __post_init__(self):
+        if isinstance(self.names, str): raise DataError(f"{self.name}: names is one word ({self.names!r}): give a tuple of names")
+        names = tuple(map(str, self.names))
+        problems = [f"{n!r} comes {k} times" for n, k in Counter(names).items() if k > 1]
+        problems += [f"name {i} is empty" for i, n in enumerate(names) if not n.strip()]
+        groups = {g: (members,) if isinstance(members, str) else tuple(members) for g, members in self.groups.items()}
+        problems += _group_faults(names, groups)
+        if problems: raise DataError(f"{self.name}: the names cannot be used", problems)
+        object.__setattr__(self, "names", names); object.__setattr__(self, "groups", groups)
 
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)

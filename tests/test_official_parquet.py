@@ -52,6 +52,10 @@ def unnamed(root):
     "PNG bytes without names, bools, identities"
     return named(root, "valid", "img_align+identity+attr", image="PNG", path=False, encode=lambda v: (v > 0).tolist(), who="celeb_id")
 
+def same_pictures(root):
+    "Put the shards' pictures into an official set"
+    for i, name in enumerate(ff.CELEBA_ROWS): next(root.rglob(f"img_align_celeba/{name}")).write_bytes(face(i))
+
 def same(table):
     "The six rows, as they must come out of every layout"
     np.testing.assert_array_equal(table.labels, ff.celeba_labels() > 0)
@@ -67,6 +71,8 @@ def test_parquet_is_the_official_layout(tmp_path):
     assert [Path(p).read_bytes() for p in table.paths] == [face(i) for i in range(6)]     # byte for byte
     ff.celeba_set(tmp_path/"official", wild=False)
     for name in ("identity_CelebA.txt", "list_landmarks_align_celeba.txt"): (tmp_path/"official"/"Anno"/name).unlink()
+    assert celeba(tmp_path/"official").digest != table.digest                             # other pictures under the same names
+    same_pictures(tmp_path/"official")
     assert celeba(tmp_path/"official").digest == table.digest                             # results of both can be put side by side
     assert table.notes[0] == "unpacked from 4 parquet shards, which have no identity, no landmarks, no boxes" and len(table.notes) == 2
 
@@ -131,6 +137,7 @@ def test_parquet_empty_shard_and_missing_part(tmp_path):
 
 def test_parquet_takes_official_lists_along(tmp_path):
     ff.celeba_set(tmp_path/"official"); anno = tmp_path/"official"/"Anno"
+    same_pictures(tmp_path/"official")
     table = celeba(named(tmp_path/"hub"), files=dict(landmarks=anno/"list_landmarks_align_celeba.txt", identity=anno/"identity_CelebA.txt"))
     assert table.digest == celeba(tmp_path/"official").digest and table.notes[0].endswith("no boxes")
 

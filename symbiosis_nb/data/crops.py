@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..core import DataError
+from .pictures import RAW
 from ..vocab import read_table
 
 # %% ../../nbs/05_data.crops.ipynb #4c8ce5ed
@@ -35,7 +36,8 @@ def face_crop(
 
 # %% ../../nbs/05_data.crops.ipynb #bf2eb705
 SCHEMES = dict(a=(0., 0.), b=(0., .1), c=(.1, 0.), d=(.1, -.1), e=(.1, .5), f=(-.1, 0.), g=(-.1, -.1), h=(-.1, .1))  # scheme -> M, O
-SCHEME_SHOWS = dict(a="the face, common crop", b="a little down: chin, beard", c="wider: whole head, ears", d="up and wider: hair, hat", e="half a face down: neck",
+SCHEME_SHOWS = dict(a="the face, common crop", b="a little down: chin, beard", c="wider: whole head, ears", d="up and wider: hair, hat",
+                    e="half a face down: neck",
                     f="tight: nose, cheeks", g="tight, upper: eyes, brows", h="tight, lower: mouth")
 
 # %% ../../nbs/05_data.crops.ipynb #a6decb8d
@@ -44,7 +46,8 @@ def crop_assignment(
 ) -> dict:                              # attribute -> scheme, 40 entries in CelebA's order
     "Which crop scheme each attribute uses; the paper is silent, the assignment is proposed by this project"
     assignment = {r["attribute"]: r[column] for r in read_table("attributes.csv")}
-    if unknown := {a: s for a, s in assignment.items() if s not in SCHEMES}: raise DataError(f"attributes.csv, column {column}: unknown schemes {unknown}")
+    if unknown := {a: s for a, s in assignment.items() if s not in SCHEMES}:
+        raise DataError(f"attributes.csv, column {column}: unknown schemes {unknown}")
     return assignment
 
 # %% ../../nbs/05_data.crops.ipynb #2813c5e6
@@ -62,7 +65,9 @@ def crop_square(
     index = [np.arange(int(np.floor(a)), int(np.ceil(a + side))) for a in (y0, x0)]
     inside = [np.clip(i, 0, n - 1) for i, n in zip(index, pixels.shape)]
     patch = pixels[inside[0]][:, inside[1]]
-    if border == "zero": patch = patch*(((index[0] == inside[0])[:, None] & (index[1] == inside[1])).reshape(patch.shape[:2] + (1,)*(patch.ndim - 2)))
+    if border == "zero":
+        real = (index[0] == inside[0])[:, None] & (index[1] == inside[1])
+        patch = patch*real.reshape(patch.shape[:2] + (1,)*(patch.ndim - 2))
     left, top = x0 - index[1][0], y0 - index[0][0]
     return Image.fromarray(patch.astype(pixels.dtype)).resize((size, size), Image.BILINEAR, (left, top, left + side, top + side))
 
@@ -101,7 +106,7 @@ def warp(
     y, x = np.mgrid[:size[1], :size[0]]
     source = move_points(inverse, np.stack([x, y], -1))
     grid = torch.from_numpy((2*source + 1)/np.array(image.size) - 1).float()[None]
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()[None]
+    pixels = torch.from_numpy(np.array(RAW(image))).permute(2, 0, 1).float()[None]
     out = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border" if border == "replicate" else "zeros", align_corners=False)
     return Image.fromarray(out[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy())
 
@@ -109,7 +114,8 @@ def warp(
 def _two_eyes(landmarks):
     "Left and right eye, checked"
     points = np.asarray(landmarks, float)
-    if points.shape != (5, 2) or not np.isfinite(points).all(): raise ValueError(f"landmarks must be (5, 2) finite numbers, not {points.tolist()}")
+    if points.shape != (5, 2) or not np.isfinite(points).all():
+        raise ValueError(f"landmarks must be (5, 2) finite numbers, not {points.tolist()}")
     if np.allclose(points[0], points[1]): raise ValueError("both eyes lie on one point: these landmarks cannot be aligned")
     return points[0], points[1]
 
@@ -133,8 +139,8 @@ def align_eyes(
 
 # %% ../../nbs/05_data.crops.ipynb #d53ed5f5
 CELEBA_SIZE = (178, 218)                                                                      # width, height of the aligned images
-CELEBA_TRIANGLE = np.array([(70.745, 112), (108.237, 112), (89.432, 153.514)]) - 1            # eyes and middle of the mouth, pixels counted from 0
-CELEBA_TEMPLATE = np.array([(69.745, 111), (107.237, 111), (88, 136), (72, 152.5), (105, 152.5)])  # five points: these eyes, public means for the rest
+CELEBA_TRIANGLE = np.array([(70.745, 112), (108.237, 112), (89.432, 153.514)]) - 1   # eyes and middle of the mouth, counted from 0
+CELEBA_TEMPLATE = np.array([(69.745, 111), (107.237, 111), (88, 136), (72, 152.5), (105, 152.5)])  # these eyes, public means for the rest
 
 def similarity(
     source,          # (K, 2) points
@@ -193,7 +199,9 @@ NO_FACES = Faces(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
 @lru_cache(maxsize=4)
 def _mtcnn(min_face, thresholds, factor, device):
     try: from facenet_pytorch import MTCNN
-    except ImportError: raise ImportError("detecting faces needs facenet-pytorch: `pip install symbiosis_nb[detect]`, or give boxes and landmarks") from None
+    except ImportError:
+        raise ImportError("detecting faces needs facenet-pytorch: `pip install symbiosis_nb[detect]`, "
+                          "or give boxes and landmarks") from None
     return MTCNN(min_face_size=min_face, thresholds=list(thresholds), factor=factor, keep_all=True, post_process=False, device=device)
 
 def detect_faces(
@@ -206,7 +214,7 @@ def detect_faces(
     "All faces of a picture by MTCNN; raises `ImportError` when facenet-pytorch is not installed"
     net = _mtcnn(min_face, tuple(thresholds), factor, device)
     if min(image.size) < min_face: return NO_FACES
-    boxes, scores, landmarks = net.detect(image.convert("RGB"), landmarks=True)
+    boxes, scores, landmarks = net.detect(RAW(image), landmarks=True)
     if boxes is None: return NO_FACES
     boxes = np.asarray(boxes, float)
     return Faces(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1), np.asarray(landmarks, float), np.asarray(scores, float))

@@ -36,7 +36,7 @@ class Field:
     kind: str                           # see the table above
     store: object                       # anything `store[rows]` gathers from: an `ArrayStore`, an array, a tensor
     regions: RegionVocab | None = None  # of maps and labels: which trade places when mirrored
-    crop: tuple | None = None           # (height, width) of the part the model sees: the middle when measuring, anywhere (`Augment.shift`) in training
+    crop: tuple | None = None           # (height, width) the model sees: the middle when measuring, anywhere (`Augment.shift`) in training
 
     def gather(self, rows) -> torch.Tensor:
         "The rows as a tensor; pictures channels first, still uint8"
@@ -126,14 +126,17 @@ def transform(
     "Bring one gathered column into the form the model sees, moved as `how` says"
     if f.kind == "target": return x
     picture = f.kind in ("image", "picture")
-    x = _planes(x) if picture else x.float()/255 if f.kind == "maps" else x.long()
+    if picture: x = _planes(x)
+    else: x = x.float()/255 if f.kind == "maps" else x.long()
     size = f.crop or x.shape[-2:]
     if how is None: return normalize(middle(x, size)) if picture else middle(x, size)
     grid = _grid(_part(how["theta"], size, x.shape[-2:]), size)
     if f.kind == "label":
         moved = F.grid_sample(x[:, None].float() - IGNORE, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0] + IGNORE
         return _relabel(moved.round().long(), how["mirror"], f.regions)
-    if f.kind == "maps": return _swap(F.grid_sample(x, grid, padding_mode="border", align_corners=False), how["mirror"], f.regions.flip_order())
+    if f.kind == "maps":
+        moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        return _swap(moved, how["mirror"], f.regions.flip_order())
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return normalize_jittered(x, how["colour"]) if f.kind == "image" else normalize(x)
 
@@ -144,7 +147,7 @@ def _spare():
     if not hasattr(os, "SCHED_IDLE"): return None
     thread = ThreadPoolExecutor(1, "ahead")
     try: thread.submit(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0)).result()
-    except OSError: return None
+    except (OSError, AttributeError): return None
     return thread
 
 class Ahead:
@@ -226,7 +229,8 @@ def attribute_loader(
     rows = np.flatnonzero((table.split == split) & (True if ok is None else ok))
     if not len(rows): raise DataError(f"{table.name}: no sample in the {split} split")
     fields = [*inputs, Field("target", attribute_targets(table))]
-    return GatherDL(rows.tolist(), fields, augment, table.vocab, bs=min(bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, **kwargs)
+    how = dict(bs=min(bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, **kwargs)
+    return GatherDL(rows.tolist(), fields, augment, table.vocab, **how)
 
 def attribute_dls(
     table: AttributeTable,
@@ -267,7 +271,9 @@ class MixedDL(GatherDL):
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **merge(dict(parsing=self.parsing), kwargs))
 
-    def _no_labels(self, x): return torch.full((len(x), *self.parsing.fields[-1].store.shape[-2:]), IGNORE, dtype=torch.long, device=x.device)
+    def _no_labels(self, x):
+        shape = len(x), *self.parsing.fields[-1].store.shape[-2:]
+        return torch.full(shape, IGNORE, dtype=torch.long, device=x.device)
     def _no_targets(self, x): return torch.full((len(x), self.fields[-1].store.shape[-1]), math.nan, device=x.device)
 
     def plan(self, b):
@@ -308,7 +314,8 @@ def mixed_dls(
         kinds = split if (parsing.split == split).any() else "train"
         p = parsing_loader(parsing, [parsing_image], labels, kinds, bs, augment if train else None, train, **kwargs)
         a = attribute_loader(table, [image], split, bs, augment if train else None, train, ok=ok, **kwargs)
-        dl = MixedDL(a.dataset, a.fields, p, augment=a.augment, vocab=table.vocab, bs=a.bs, shuffle=train, drop_last=train, num_workers=0, **kwargs)
+        how = dict(bs=a.bs, shuffle=train, drop_last=train, num_workers=0, **kwargs)
+        dl = MixedDL(a.dataset, a.fields, p, augment=a.augment, vocab=table.vocab, **how)
         dl.n_inp = 1
         return dl
     return DataLoaders(one("train", True), one("valid", False))
@@ -338,8 +345,10 @@ def show_attributes(
         has = (y[i] > .5).cpu().numpy()
         if logits is None: ax.set_title(_words(np.array(names)[has][:most]), fontsize=6.5); continue
         says = (logits[i] > 0).cpu().numpy()
-        for k, (which, colour) in enumerate([(has & says, "green"), (has & ~says, "darkorange"), (~has & says & ~y[i].isnan().cpu().numpy(), "red")]):
-            ax.text(.5, -.04 - .13*k, _words(np.array(names)[which][:4], 4), transform=ax.transAxes, color=colour, fontsize=5.5, ha="center", va="top")
+        invented = ~has & says & ~y[i].isnan().cpu().numpy()
+        for k, (which, colour) in enumerate([(has & says, "green"), (has & ~says, "darkorange"), (invented, "red")]):
+            found = _words(np.array(names)[which][:4], 4)
+            ax.text(.5, -.04 - .13*k, found, transform=ax.transAxes, color=colour, fontsize=5.5, ha="center", va="top")
     fig.tight_layout()
     return fig
 

@@ -4,290 +4,30 @@
 
 # %% auto #0
 __all__ = ['CELEBA_COUNTS', 'LANDMARKS', 'WIDER_BOXES', 'BERKELEY_COUNTS', 'HELEN_COUNTS', 'LIP_COUNTS', 'MASKHQ_COUNTS',
-           'read_text', 'read_rows', 'read_csv', 'Numbers', 'read_numbers', 'find', 'need', 'list_images',
-           'keep_complete', 'check_counts', 'image_size', 'check_files', 'official_part', 'celeba', 'hold_out',
-           'read_mat', 'lfwa', 'clip_boxes', 'wider_attribute', 'berkeley_attributes', 'read_indices', 'read_names',
-           'helen', 'lip', 'fuse_parts', 'celebamask_hq', 'celebamask_hq_attributes', 'lapa', 'nearest_colour',
-           'fasseg']
+           'check_files', 'official_part', 'celeba', 'lfwa', 'clip_boxes', 'wider_attribute', 'berkeley_attributes',
+           'read_indices', 'read_names', 'helen', 'lip', 'fuse_parts', 'celebamask_hq', 'celebamask_hq_attributes',
+           'lapa', 'nearest_colour', 'fasseg']
 
 # %% ../../nbs/03_data.official.ipynb #c45017b7
-import csv, io, json, os, re, shutil, struct, zipfile, zlib
-from array import array
+import json, os, re, shutil
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from ..core import DataError, atomic_write, cache_dir, digest, progress
-from .tables import IGNORE, SPLITS, AttributeTable, ParsingTable, check_split, read_bytes, read_image, split_archive
+from ..core import DataError, as_path, atomic_write, cache_dir, digest, make_folder, progress
+from .files import (Numbers, check_counts, column_order, complain, count_parts, find, hold_out, image_size,  # noqa
+    images_by_stem, keep_complete, list_images, need, plain, read_csv, read_mat, read_numbers, read_rows, read_text, scan_folder,
+    set_folder, short, sniff, stem_of, stored_image, variables)
+from .columns import SPLIT_WORDS, SPLITS
+from .tables import IGNORE, AttributeTable, ParsingTable, check_split, read_image
 from ..vocab import BERKELEY, CELEBA, CELEBAMASK, FASSEG, HELEN, LAPA, LIP, WIDER
 
-# %% ../../nbs/03_data.official.ipynb #0a38ec03
-_MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
-          b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8", b"\xfe\xff": "is UTF-16 text: save it as UTF-8"}
-
-def _sniff(data: bytes, text=True) -> str:
-    "What is wrong with these bytes at first sight; empty when nothing is"
-    head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if not data.strip(): return "is empty: fetch it again"
-    if head.startswith((b"<!doctype", b"<html")): return "is a web page (often a download quota notice), not the file itself: fetch it again"
-    if head.startswith(b"version https://git-lfs"): return "is a Git-LFS pointer, not the file itself: run `git lfs pull`"
-    if not text: return ""
-    for magic, words in _MAGIC.items():
-        if data.startswith(magic): return words
-    return "is binary, not text: fetch it again" if b"\0" in data else ""
-
-def read_text(
-    path: Path,  # a text file in UTF-8 or ASCII, with or without a byte order mark
-) -> str:
-    "The text of a file; raises `DataError` for web pages, LFS pointers, archives, binary and empty files"
-    data = read_bytes(path)
-    if wrong := _sniff(data): raise DataError(f"{path} {wrong}")
-    try: text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e: raise DataError(f"{path} is not UTF-8 text (byte {e.start}): fetch it again, or save it as UTF-8") from None
-    if not text.strip(): raise DataError(f"{path} is empty: fetch it again")
-    return text
-
-def read_rows(
-    path: Path,  # a text file with fields parted by any white space
-) -> list:       # (line number, fields) of every line that is not blank
-    "Lines split at white space of any length: CelebA's header ends in a space, its numbers are padded"
-    return [(i, fields) for i, line in enumerate(read_text(path).splitlines(), 1) if (fields := line.split())]
-
-# %% ../../nbs/03_data.official.ipynb #dd3d2160
-_IMAGE = (".jpg", ".jpeg", ".png", ".bmp")
-
-def _is_image(name): return name.lower().endswith(_IMAGE)
-def _stem(name): return name.rsplit(".", 1)[0] if _is_image(name) else name
-def _norm(name): return re.sub(r"[^a-z0-9]", "", name.lower())
-def _short(text, n=40): return repr(text if len(text) <= n else text[:n] + "…")
-
-def _number(text):
-    "`text` as a float, or None"
-    try: return float(text)
-    except ValueError: return None
-
-def read_csv(
-    path: Path,  # a .csv file parted by commas, semicolons or tabs
-) -> list:       # (line number, fields) of every line that is not blank
-    "Rows of a CSV file, whatever parts its fields"
-    lines = read_text(path).splitlines()
-    part = max(",;\t", key=lambda c: next(line for line in lines if line.strip()).count(c))
-    reader = csv.reader(lines, delimiter=part)
-    try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
-    except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None
-
-# %% ../../nbs/03_data.official.ipynb #1415bc8e
-@dataclass
-class Numbers:
-    "An annotation file: one name and n numbers per line"
-    path: Path
-    columns: tuple       # n column names
-    names: list          # N names as written, for example "000001.jpg"
-    stems: list          # N names without image ending, "000001"
-    values: np.ndarray   # (N, n) float64
-    lines: list          # N line numbers, for complaints
-    notes: list = field(default_factory=list)
-    unit: str = "line"   # what `lines` counts
-
-    def expect(self,
-        good: np.ndarray,  # (N, n) bool
-        words: str,        # what would have been right
-    ):
-        "Raise `DataError` naming the lines where `good` is False"
-        problems = [f"{self.unit} {self.lines[i]}: {self.columns[j]} is {self.values[i, j]:g}, expected {words}" for i, j in np.argwhere(~good)[:1000]]
-        _complain(self.path, problems, unit=self.unit)
-
-    def rows_of(self, stems) -> np.ndarray:
-        "Position of each of `stems` here, -1 where it is not"
-        where = {s: i for i, s in enumerate(self.stems)}
-        return np.array([where.get(s, -1) for s in stems], int)
-
-def _complain(path, problems, unit="line"):
-    if problems: raise DataError(f"{path}: {len(problems)} faulty {unit}(s): fetch the file again, or mend these {unit}s", problems)
-
-def _columns(header, columns, path):
-    "Positions of `columns` in `header`, by name; raises `DataError` when one is not there or comes twice"
-    seen = [_norm(h) for h in header]
-    wrong = [c for c in columns if seen.count(_norm(c)) != 1]
-    if wrong: raise DataError(f"{path}: the header has no column {', '.join(wrong[:5])}" + " …"*(len(wrong) > 5)
-                              + f" (or has it twice); it has {_short(' '.join(header), 120)}: is this the right file?")
-    return [seen.index(_norm(c)) for c in columns]
-
-# %% ../../nbs/03_data.official.ipynb #6c9528e6
-def _text_table(path, columns, notes, problems):
-    "Rows of a .txt annotation file as (line, [name, value, ...]), columns in order"
-    rows, n = read_rows(path), len(columns)
-    count = rows.pop(0)[1][0] if len(rows[0][1]) == 1 and re.fullmatch("[0-9]+", rows[0][1][0]) else None
-    order = None
-    if rows and len(rows[0][1]) > 1 and not _is_image(rows[0][1][0]) and _number(rows[0][1][1]) is None:
-        header = rows.pop(0)[1]
-        order = _columns(header[len(header) == n + 1:], columns, path) if n > 1 else None
-        if order and max(order) >= n: raise DataError(f"{path}: the header has {len(header)} columns, expected {n}: is this the right file?")
-    if count is not None and count.lstrip("0") != str(len(rows)).lstrip("0"):
-        notes.append(f"{path.name}: its first line says {count[:12]}, it has {len(rows)} rows")
-    if order is None or order == list(range(n)): return rows
-    return [(line, [f[0], *(f[1 + k] for k in order)] if len(f) == n + 1 else f) for line, f in rows]
-
-def _csv_table(path, columns, notes, problems):
-    "Rows of a .csv annotation file as (line, [name, value, ...]), columns in order"
-    rows = read_csv(path) or [(1, [""])]
-    header = rows.pop(0)[1] if not any(map(_is_image, rows[0][1])) else None
-    if not rows: raise DataError(f"{path} has a header and no rows: fetch it again")
-    width = len(header or rows[0][1])
-    problems += [f"line {line}: {len(f)} columns, expected {width}" for line, f in rows if len(f) != width]
-    rows = [(line, f) for line, f in rows if len(f) == width]
-    if not rows: _complain(path, problems)
-    key = next((k for k, f in enumerate(rows[0][1]) if _is_image(f)), 0)
-    rest = [k for k in range(width) if k != key and (header is None or header[k])]  # an unnamed column is an index
-    order = rest if header is None or len(rest) == len(columns) == 1 else _columns(header, columns, path)
-    return [(line, [f[k] for k in (key, *order)]) for line, f in rows]
-
-# %% ../../nbs/03_data.official.ipynb #05ba8bc3
-def read_numbers(
-    path: Path,      # a .txt file (count line and header optional) or a .csv file
-    columns: tuple,  # names of the columns wanted, in the order wanted
-) -> Numbers:
-    "Read 'a name and n numbers' per line; raises `DataError` listing every faulty line"
-    notes, problems, names, values, first = [], [], [], array("d"), {}
-    rows = (_csv_table if path.suffix.lower() == ".csv" else _text_table)(path, columns, notes, problems)
-    for line, (name, *fields) in rows:
-        try:
-            if len(fields) != len(columns): raise ValueError(f"{len(fields)} values, expected {len(columns)}")
-            if (stem := _stem(name)) in first: raise ValueError(f"{_short(name)} again, already on line {first[stem]}")
-            values.extend(map(float, fields))
-        except ValueError as e:
-            del values[len(names)*len(columns):]
-            problems.append(f"line {line}: {str(e)[:120]}")
-        else: first[stem] = line; names.append(name)
-    _complain(path, problems)
-    if not names: raise DataError(f"{path} has no rows: fetch it again")
-    return Numbers(path, columns, names, list(first), np.array(values).reshape(-1, len(columns)), list(first.values()), notes)
-
-# %% ../../nbs/03_data.official.ipynb #3fad9e69
-def _root(root):
-    root = Path(root).expanduser()
-    if not root.is_dir(): raise DataError(f"{root}: there is no such folder: give the folder that holds the data set")
-    return root
-
-def _scan(folder):
-    try: return list(os.scandir(folder))
-    except OSError as e: raise DataError(f"{folder}: cannot be listed ({type(e).__name__})") from None
-
-def find(
-    root: Path,     # where to start
-    *names: str,    # files or folders wanted, the best first
-    folders=(),     # subfolders that may be entered, the best first
-    depth: int = 3, # how deep
-):                  # -> Path or None
-    "The first of `names`, in any case, in `root` or in subfolders called `folders`"
-    wanted, allowed = {n.lower() for n in names}, {f.lower(): i for i, f in enumerate(folders)}
-    level, hits = [root], {}
-    for _ in range(depth + 1):
-        below = []
-        for folder in level:
-            for entry in _scan(folder):
-                low = entry.name.lower()
-                if low in wanted: hits.setdefault(low, Path(entry.path))
-                if low in allowed and entry.is_dir(): below.append((allowed[low], entry.name, entry.path))
-        level = [Path(p) for _, _, p in sorted(below)]
-    return next((hits[n.lower()] for n in names if n.lower() in hits), None)
-
-def need(
-    root: Path, *names: str, folders=(),
-) -> Path:
-    "`find`, but raises `DataError` saying what was looked for and where"
-    if hit := find(root, *names, folders=folders): return hit
-    there = lambda pattern: any(root.glob(pattern)) or any(root.glob(f"*/{pattern}"))
-    hint = "; parquet shards are read for CelebA only, and by their full names, as in train-00000-of-00019.parquet" if there("*.parquet") else \
-           "; 7z archives are not read: unpack them" if there("*.7z*") else ""
-    raise DataError(f"{root}: found no {' or '.join(names)} here" + f", nor in {', '.join(folders)}"*bool(folders) + hint)
-
-# %% ../../nbs/03_data.official.ipynb #b8318f9a
-def _zip_names(archive):
-    try:
-        with zipfile.ZipFile(archive) as z: return z.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
-        with open(archive, "rb") as f: wrong = _sniff(f.read(4096), text=False)
-        raise DataError(f"{archive} {wrong or f'is a damaged zip archive ({e}): fetch it again'}") from None
-
-def list_images(
-    place: Path,         # a folder or a .zip archive
-    deep: bool = False,  # also in subfolders
-) -> dict:               # name -> path; with `deep` the name is relative to `place`, as in "a/b.jpg"
-    "All images of a folder or archive, from one listing; a doubled folder (Kaggle) is entered"
-    if place.is_file():
-        inside = [n for n in _zip_names(place) if _is_image(n) and not n.startswith("__MACOSX") and not Path(n).name.startswith(".")]
-        return {n if deep else n.rsplit("/", 1)[-1]: Path(f"{place}/{n}") for n in inside}
-    if deep:
-        walk = [(f"{folder}/{n}", n) for folder, _, names in os.walk(place, followlinks=True) for n in names if _is_image(n) and not n.startswith(".")]
-        return {full[len(str(place)) + 1:].replace("\\", "/"): Path(full) for full, _ in walk}
-    entries = _scan(place)
-    found = {e.name: Path(e.path) for e in entries if _is_image(e.name) and not e.name.startswith(".")}
-    inner = [e for e in entries if e.is_dir()] if not found else []
-    return list_images(Path(inner[0].path)) if len(inner) == 1 else found
-
-def _stems(place, deep=False): return {_stem(n): p for n, p in list_images(place, deep).items()}
-
-# %% ../../nbs/03_data.official.ipynb #66f61a88
-def _parts(split): return ", ".join(f"{s} {(np.asarray(split) == s).sum():,}" for s in SPLITS)
-
-def keep_complete(
-    name: str,          # the data set, for messages
-    keys: list,         # N sample names
-    split: np.ndarray,  # (N,) part of each
-    on_missing: str,    # "raise" or "skip"
-    notes: list,        # is added to when samples are left out
-    **files,            # kind -> N paths or None, for example image=[...], label=[...]
-) -> np.ndarray:        # positions of the samples that have all their files
-    "Which samples are complete; raises `DataError` listing the others, or notes that they are left out"
-    if on_missing not in ("raise", "skip"): raise ValueError(f"on_missing must be 'raise' or 'skip', not {on_missing!r}")
-    lacks = {i: kind for kind, paths in reversed(files.items()) for i, p in enumerate(paths) if p is None}
-    ok = np.array([i for i in range(len(keys)) if i not in lacks], int)
-    if not lacks: return ok
-    words = f"{len(lacks):,} of {len(keys):,} samples lack a file ({_parts(np.asarray(split)[sorted(lacks)])})"
-    if not len(ok) or on_missing == "raise":
-        what = "is this the right folder?" if not len(ok) else "complete the copy, or pass on_missing='skip' to leave them out"
-        raise DataError(f"{name}: {words}: {what}", [f"{keys[i]}: no {lacks[i]}" for i in sorted(lacks)])
-    notes.append(f"{words}; left out as asked, for example {keys[min(lacks)]}")
-    return ok
-
-def check_counts(
-    name: str,           # the data set, for messages
-    split: np.ndarray,   # (N,) part of each sample
-    official: dict,      # part -> official number
-    unit: str = "images",
-) -> list:               # [] for the full set, one line for a subset
-    "Compare with the official counts; raises `DataError` when the size is official and the parts are not"
-    found = {s: int((np.asarray(split) == s).sum()) for s in official}
-    n, full = len(split), sum(official.values())
-    if found == official: return []
-    if n == full: raise DataError(f"{name}: all {n:,} {unit} are here, but not in the official parts: {_parts(split)} instead of "
-                                  + ", ".join(f"{k} {v:,}" for k, v in official.items()) + ": check the partition file")
-    return [f"{'a subset' if n < full else 'more than the official set'}: {n:,} of {full:,} official {unit} ({_parts(split)}); "
-            "scores are not comparable with published ones"]
-
-# %% ../../nbs/03_data.official.ipynb #7a6e218d
-def _decode(path):
-    "One image as it is stored (no conversion); raises `DataError` like `read_image`"
-    try: image = Image.open(io.BytesIO(read_bytes(path))); image.load(); return image
-    except DataError: raise
-    except Exception: read_image(path); raise
-
-def image_size(
-    path: Path,  # a file, or a path into a zip
-) -> tuple:      # width, height
-    "Size of an image from its header; raises `DataError` when there is none"
-    try:
-        with Image.open(io.BytesIO(read_bytes(path)) if split_archive(path)[0] else path) as image: return image.size
-    except DataError: raise
-    except Exception: return read_image(path).size
-
+# %% ../../nbs/03_data.official.ipynb #eb31f412
 def check_files(
     table: AttributeTable | ParsingTable,
 ):
@@ -303,7 +43,8 @@ def check_files(
 CELEBA_COUNTS = dict(train=162_770, valid=19_867, test=19_962)
 LANDMARKS = tuple("lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y".split())
 _CELEBA_FOLDERS = ("Anno", "Eval", "Img", "celeba", "CelebA", "data", "img_celeba.7z", "img_align_celeba_png.7z")
-_CELEBA_FILES = dict(attr=("list_attr_celeba.txt", "list_attr_celeba.csv"), partition=("list_eval_partition.txt", "list_eval_partition.csv"),
+_CELEBA_FILES = dict(attr=("list_attr_celeba.txt", "list_attr_celeba.csv"),
+                     partition=("list_eval_partition.txt", "list_eval_partition.csv"),
                      identity=("identity_CelebA.txt", "identity_CelebA.csv"))
 _CELEBA_VARIANT = dict(
     aligned=dict(images=("img_align_celeba", "img_align_celeba.zip", "img_align_celeba_png", "img_align_celeba_png.zip", "images"),
@@ -314,14 +55,16 @@ _CELEBA_VARIANT = dict(
 def _celeba_places(root, variant, files):
     "Where every file of this copy is; None for what it does not have"
     if variant not in _CELEBA_VARIANT: raise ValueError(f"variant must be 'aligned' or 'original', not {variant!r}")
-    wanted, given = _CELEBA_FILES | _CELEBA_VARIANT[variant], {k: Path(v).expanduser() for k, v in (files or {}).items()}
+    wanted, given = _CELEBA_FILES | _CELEBA_VARIANT[variant], {k: as_path(v) for k, v in (files or {}).items()}
     if "boxes" in given and variant == "aligned":
-        raise DataError("CelebA's boxes belong to the in-the-wild images and do not fit the aligned ones: use variant='original', or leave them out")
+        raise DataError("CelebA's boxes belong to the in-the-wild images and do not fit the aligned ones: "
+                        "use variant='original', or leave them out")
     if unknown := set(given) - set(wanted): raise ValueError(f"files has {sorted(unknown)}; known: {', '.join(wanted)}")
     lost = [f"{k}: {p}" for k, p in given.items() if not p.exists()]
     if lost: raise DataError("given files are not there", lost)
     packed = "attr" not in given and not find(root, *wanted["attr"], folders=_CELEBA_FOLDERS) and _shards(root)
-    if packed and variant == "original": raise DataError(f"{root}: parquet shards hold the aligned pictures only: use variant='aligned', or the official img_celeba")
+    if packed and variant == "original":
+        raise DataError(f"{root}: parquet shards hold the aligned pictures only: use variant='aligned', or the official img_celeba")
     if packed: root = _unpack(packed)
     look = lambda k: (need if k in ("attr", "images") else find)(root, *wanted[k], folders=_CELEBA_FOLDERS)
     return {k: given.get(k) or look(k) for k in wanted} | dict(shards=packed)
@@ -331,19 +74,20 @@ def official_part(
     number: int,  # 1 .. 202599, the number in a CelebA file name
 ) -> str:         # "train", "valid" or "test"
     "The official CelebA part of an image, by the contiguous ranges of its number"
-    return "train" if number <= 162_770 else "valid" if number <= 182_637 else "test"
+    if number <= 162_770: return "train"
+    return "valid" if number <= 182_637 else "test"
 
 def _six_digits(stems): return all(len(s) == 6 and s.isascii() and s.isdigit() and 1 <= int(s) <= 202_599 for s in stems)
 
 def _celeba_labels(path):
-    "The attribute file as `Numbers`, checked: -1 or 1, or 0 or 1 throughout"
-    attr = read_numbers(path, CELEBA.names)
+    "The attribute file as `Numbers`, checked: -1 or 1, 0 or 1, or True or False throughout"
+    attr = read_numbers(path, CELEBA.names, dict(true=1, false=0))
     _expect_labels(attr)
     return attr
 
 def _expect_labels(attr):
-    zero_one = not (attr.values == -1).any()
-    attr.expect(np.isin(attr.values, (0, 1) if zero_one else (-1, 1)), "0 or 1" if zero_one else "-1 or 1")
+    low = -1 if (attr.values == -1).any() else 0
+    attr.expect(np.isin(attr.values, (low, 1)), f"{low} or 1")
 
 def _whole(values): return (values >= 0) & (values < 2**31) & (values == np.floor(values))
 
@@ -351,11 +95,11 @@ def _celeba_split(path, attr, notes):
     "Part of every image, from the partition file, or from official six-digit names"
     if path is None:
         if not _six_digits(attr.stems):
-            raise DataError(f"{attr.path.parent}: found no list_eval_partition, and the names are not CelebA's six digits, so the parts cannot be known: "
-                            "add list_eval_partition.txt")
+            raise DataError(f"{attr.path.parent}: found no list_eval_partition, and the names are not CelebA's six digits, "
+                            "so the parts cannot be known: add list_eval_partition.txt")
         notes.append("no partition file: parts follow the official ranges of the image numbers")
         return np.array([official_part(int(s)) for s in attr.stems])
-    parts = read_numbers(path, ("partition",))
+    parts = read_numbers(path, ("partition",), {word: SPLITS.index(part) for word, part in SPLIT_WORDS.items()})
     parts.expect(np.isin(parts.values, (0, 1, 2)), "0, 1 or 2")
     rows = parts.rows_of(attr.stems)
     lost = [f"{attr.names[i]}: in no line" for i in np.flatnonzero(rows < 0)]
@@ -367,7 +111,8 @@ def _celeba_extra(place, kind, columns, stems, notes):
     "Values of an optional list, one row per image, NaN where it has none; None without the list"
     if place.get(kind) is None: return None
     sheet = read_numbers(place[kind], columns)
-    sheet.expect((_whole if kind == "identity" else np.isfinite)(sheet.values), "a whole number" if kind == "identity" else "a finite number")
+    good, words = (_whole, "a whole number") if kind == "identity" else (np.isfinite, "a finite number")
+    sheet.expect(good(sheet.values), words)
     notes += sheet.notes
     rows = sheet.rows_of(stems)
     values = np.where(rows[:, None] < 0, np.nan, sheet.values[rows])
@@ -385,8 +130,9 @@ def _fit_aligned(landmarks, paths, notes):
     "Landmarks of the 178x218 frame in pixels of these images, whose size is taken from three of them"
     sizes = {image_size(paths[i]) for i in {0, len(paths)//2, len(paths) - 1}}
     if sizes == {(178, 218)}: return landmarks
-    notes.append(f"images are {' and '.join(f'{w}x{h}' for w, h in sorted(sizes))} pixels, not 178x218"
-                 + ("" if landmarks is None else "; landmarks are scaled along" if len(sizes) == 1 else "; landmarks are left out"))
+    what = "landmarks are scaled along" if len(sizes) == 1 else "landmarks are left out"
+    found = " and ".join(f"{w}x{h}" for w, h in sorted(sizes))
+    notes.append(f"images are {found} pixels, not 178x218" + (f"; {what}" if landmarks is not None else ""))
     return landmarks*np.divide(*sizes, (178, 218)) if landmarks is not None and len(sizes) == 1 else None
 
 # %% ../../nbs/03_data.official.ipynb #8228c914
@@ -401,25 +147,28 @@ def _shards(root):
     for part, shards in found.items():
         have, n = Counter(shard[:2] for shard in shards), max(n for _, n, _ in shards)
         wrong = [(k, of) for k, of in sorted(have.keys() | {(k, n) for k in range(n)}) if have[k, of] != 1 or of != n or k >= n]
-        problems += [f"{part}-{k:05d}-of-{of:05d} {'is missing' if not have[k, of] else 'is of another set, or there twice'}" for k, of in wrong]
-    if problems: raise DataError(f"{root}: the parquet shards do not make one set: fetch what is missing, take away what does not belong", problems)
+        why = lambda shard: "is of another set, or there twice" if have[shard] else "is missing"
+        problems += [f"{part}-{k:05d}-of-{of:05d} {why((k, of))}" for k, of in wrong]
+    if problems:
+        raise DataError(f"{root}: the parquet shards do not make one set: fetch what is missing, take away what does not belong", problems)
     return [(part, path) for part in SPLITS for *_, path in sorted(found.get(part, []))]
 
 # %% ../../nbs/03_data.official.ipynb #e253950d
 def _shard_rows(path):
     "Image cell and numbers (40 labels; the identity, where there is one) of every row of a shard; raises `DataError` for a damaged shard"
     try:
-        with open(path, "rb") as f: wrong = _sniff(f.read(512), text=False)
+        with open(path, "rb") as f: wrong = sniff(f.read(512), text=False)
         if wrong: raise DataError(f"{path} {wrong}")
         with pq.ParquetFile(path) as shard:
             header = shard.schema_arrow.names
-            image, *labels = [header[k] for k in _columns(header, ("image", *CELEBA.names), path)]
-            numbers = labels + [h for h in header if _norm(h) in ("celebid", "identity")][:1]
+            image, *labels = [header[k] for k in column_order(header, ("image", *CELEBA.names), path)]
+            numbers = labels + [h for h in header if plain(h) in ("celebid", "identity")][:1]
             for batch in shard.iter_batches(100, columns=[image, *numbers]):
                 columns = [batch[c].cast(pa.float64()).to_numpy(zero_copy_only=False) for c in numbers]  # null becomes NaN
                 yield from zip(batch[image].to_pylist(), np.stack(columns, 1))
     except (pa.ArrowException, OSError, ValueError) as e:
-        raise DataError(f"{path} is damaged, or is not a parquet file of CelebA ({type(e).__name__}: {str(e)[:120]}): fetch it again") from None
+        what = f"{type(e).__name__}: {str(e)[:120]}"
+        raise DataError(f"{path} is damaged, or is not a parquet file of CelebA ({what}): fetch it again") from None
 
 def _picture(cell, spare):
     "Name without ending, ending and bytes of an image cell; raises `ValueError`"
@@ -427,9 +176,9 @@ def _picture(cell, spare):
     name = re.split(r"[/\\]", name or spare)[-1]
     if not data or not isinstance(data, bytes): raise ValueError("no picture is embedded")
     ending = {b"\xff\xd8": ".jpg", b"\x89P": ".png"}.get(data[:2])
-    if not ending: raise ValueError(f"{_short(name)} {_sniff(data, text=False) or 'is neither JPEG nor PNG'}")
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII): raise ValueError(f"{_short(name)} is not the name of a picture")
-    return _stem(name), ending, data
+    if not ending: raise ValueError(f"{short(name)} {sniff(data, text=False) or 'is neither JPEG nor PNG'}")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII): raise ValueError(f"{short(name)} is not the name of a picture")
+    return stem_of(name), ending, data
 
 # %% ../../nbs/03_data.official.ipynb #f1a8af1b
 def _unpack_shard(path, part, seen, images, have, bar):
@@ -438,13 +187,13 @@ def _unpack_shard(path, part, seen, images, have, bar):
     for i, (cell, numbers) in enumerate(_shard_rows(path)):
         try:
             stem, ending, data = _picture(cell, f"{path.name.split('-of-')[0]}-{i:06d}")
-            if stem in seen: raise ValueError(f"{_short(stem)} again, already in {seen[stem]}")
+            if stem in seen: raise ValueError(f"{short(stem)} again, already in {seen[stem]}")
         except ValueError as e: problems.append(f"row {i}: {e}"); continue
         seen[stem] = f"row {i} of {path.name}"; stems.append(stem); values.append(numbers)
         if have.get(stem + ending) != len(data):
             tmp = images/f".{stem}.{os.getpid()}.tmp"; tmp.write_bytes(data); tmp.replace(images/(stem + ending))
         bar.update(len(data))
-    _complain(path, problems, "row")
+    complain(path, problems, "row")
     if not stems: return pd.DataFrame()
     labels, people = np.split(np.array(values), [40], axis=1)
     sheet = Numbers(path, CELEBA.names, stems, stems, labels, range(len(stems)), unit="row")
@@ -457,19 +206,22 @@ def _unpack(shards):
     "The folder of the cache with these shards in the official layout; what is there is not written again"
     folder = cache_dir()/"celeba"/digest([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for _, p in shards])
     attr, images = folder/"Anno"/"list_attr_celeba.txt", folder/"Img"/"img_align_celeba"
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     have, size = {n: p.stat().st_size for n, p in list_images(images).items()}, sum(p.stat().st_size for _, p in shards)
     if attr.exists() and len(have) == attr.read_bytes().count(b"\n") - 1: return folder
     if shutil.disk_usage(folder).free < size - sum(have.values()):
-        raise OSError(28, f"{folder} needs {size/2**30:.1f} GiB and the disk has no room: free some, or set SYMBIOSIS_CACHE to another disk")
+        raise OSError(28, f"{folder} needs {size/2**30:.1f} GiB and the disk has no room: free some, "
+                      "or set SYMBIOSIS_CACHE to another disk")
     with progress(desc="unpacking pictures", total=size) as bar:
         seen = {}
         rows = pd.concat([_unpack_shard(path, part, seen, images, have, bar) for part, path in shards])
     if not len(rows): raise DataError(f"{shards[0][1].parent}: the parquet shards have no rows: fetch them again")
-    os.sync()  # the list of labels, written last, says that all pictures are there
-    for path, columns in ((folder/"Anno"/"identity_CelebA.txt", ["identity"]), (folder/"Eval"/"list_eval_partition.txt", ["partition"]), (attr, [*CELEBA.names])):
+    if hasattr(os, "sync"): os.sync()  # the list of labels, written last, says that all pictures are there
+    identity, partition = folder/"Anno"/"identity_CelebA.txt", folder/"Eval"/"list_eval_partition.txt"
+    for path, columns in ((identity, ["identity"]), (partition, ["partition"]), (attr, [*CELEBA.names])):
         if columns[0] not in rows: continue
-        with atomic_write(path) as tmp: rows[columns].dropna().astype(int).sort_index().to_csv(tmp, sep=" ", header=path == attr, index_label=False)
+        whole = rows[columns].dropna().astype(int).sort_index()
+        with atomic_write(path) as tmp: whole.to_csv(tmp, sep=" ", header=path == attr, index_label=False)
     return folder
 
 def _shard_notes(place, stems):
@@ -486,12 +238,12 @@ def celeba(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
     files: dict | None = None,  # paths that override the search: attr, partition, identity, landmarks, images, boxes
 ) -> AttributeTable:
-    "Read CelebA; official lists or their CSV copies, images as folder, doubled folder, PNG set or zip; or parquet shards. Raises `DataError`"
-    place, notes = _celeba_places(_root(root), variant, files), []
+    "Read CelebA: official lists or CSV copies, images as folder, doubled folder, PNG set or zip, or parquet shards. Raises `DataError`"
+    place, notes = _celeba_places(set_folder(root), variant, files), []
     attr = _celeba_labels(place["attr"])
     notes += attr.notes + _shard_notes(place, attr.stems)
     split = _celeba_split(place["partition"], attr, notes)
-    images = _stems(place["images"])
+    images = images_by_stem(place["images"])
     paths = [images.get(s) for s in attr.stems]
     keep = keep_complete(f"CelebA ({variant}), {place['images']}", attr.names, split, on_missing, notes, image=paths)
     paths, stems, split = [paths[i] for i in keep], [attr.stems[i] for i in keep], split[keep]
@@ -501,8 +253,9 @@ def celeba(
     if identity is not None: identity = np.nan_to_num(identity[:, 0], nan=-1).astype(int)
     if landmarks is not None: landmarks = landmarks.reshape(-1, 5, 2)
     if variant == "aligned": landmarks = _fit_aligned(landmarks, paths, notes)
+    frame, boxes = "aligned" if variant == "aligned" else "whole", _valid_boxes(extra["boxes"], notes)
     table = AttributeTable(f"CelebA ({variant})", CELEBA, paths, attr.values[keep] > 0, np.ones((len(keep), 40), bool), split, identity,
-                           _valid_boxes(extra["boxes"], notes), landmarks, "aligned" if variant == "aligned" else "whole", notes)
+                           boxes, landmarks, frame, notes, exif=False)
     check_split(table)
     notes += _celeba_counts(table, stems)
     return table
@@ -519,117 +272,33 @@ def _celeba_counts(table, stems):
         if moved: notes[0] += f"; {moved:,} of them are not in their official part"
     return notes
 
-# %% ../../nbs/03_data.official.ipynb #94a4a615
-def hold_out(
-    split: np.ndarray,   # (N,) parts
-    groups: np.ndarray,  # (N,) who or what must stay together
-    share: float,        # of the training samples, 0 to below 1
-    seed: int,
-    notes: list,         # is added to
-) -> np.ndarray:         # (N,) parts with some of "train" now "valid"
-    "Move whole groups of the training part to 'valid' until about `share` of it is there"
-    if not 0 <= share < 1: raise ValueError(f"valid_share must be at least 0 and below 1, not {share}")
-    train, split = np.flatnonzero(split == "train"), np.array(split, dtype="<U5")
-    who, count = np.unique(np.asarray(groups)[train], return_counts=True)
-    if share == 0 or len(who) < 2: return split
-    order = np.random.default_rng(seed).permutation(len(who))
-    n = max(1, int((np.cumsum(count[order]) <= share*len(train)).sum()))
-    held = train[np.isin(np.asarray(groups)[train], who[order[:n]])]
-    split[held] = "valid"
-    notes.append(f"the set has no validation part: {len(held):,} training samples are held out as 'valid' (valid_share={share}, seed={seed})")
-    return split
-
-# %% ../../nbs/03_data.official.ipynb #753610f0
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_MAT5_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8", 17: "u2", 18: "u4"}
-
-def _mat73(path):
-    "Variables of an HDF5 .mat file: numbers in MATLAB's orientation, cells and text as lists of str"
-    try: import h5py
-    except ImportError: raise ImportError(f"{path} is a MATLAB 7.3 (HDF5) file: `pip install h5py`, or save it again with `save -v7`") from None
-    def chars(d): return np.asarray(d).T.astype("<u2").ravel().tobytes().decode("utf-16-le", "replace")
-    def value(f, d):
-        if h5py.check_ref_dtype(d.dtype): return [v for r in d[()].ravel() for v in np.atleast_1d(value(f, f[r])).tolist()]
-        if h5py.check_string_dtype(d.dtype): return [str(v) for v in np.ravel(d.asstr()[()])]
-        if d.attrs.get("MATLAB_class") == b"char" or d.dtype == np.uint16: return [chars(row).strip() for row in (d[()].T if d.ndim == 2 else [d[()]])]
-        return np.asarray(d[()]).T
-    with h5py.File(path, "r") as f: return {k: value(f, f[k]) for k in f if isinstance(f[k], h5py.Dataset)}
-
-# %% ../../nbs/03_data.official.ipynb #d548fb3f
-def _mat5_elements(data, end):
-    "(type, bytes) of every element in a stretch of a MATLAB 5 file; short elements share their tag"
-    at = 0
-    while at + 8 <= len(data):
-        kind, n = struct.unpack(end + "II", data[at:at + 8])
-        start, step = at + 8, 8 + n + (-n % 8)*(kind != 15)
-        if kind >> 16: kind, n, start, step = kind & 0xffff, kind >> 16, at + 4, 8
-        if start + n > len(data): raise ValueError("cut off")
-        yield kind, data[start:start + n]
-        at += step
-
-def _mat5_array(data, end):
-    "(name, value) of one variable: numbers in their shape, a cell or text as a list of str, None for what is neither"
-    parts = _mat5_elements(data, end)
-    (_, flags), (_, dims), (_, name) = next(parts), next(parts), next(parts)
-    kind, shape = struct.unpack(end + "I", flags[:4])[0] & 0xff, tuple(np.frombuffer(dims, end + "i4"))
-    if min(shape) < 0: raise ValueError("negative size")
-    if kind == 1: value = [t for _, cell in parts for t in _mat5_array(cell, end)[1] or [""]]
-    elif kind == 4 or 6 <= kind <= 15:
-        stored, body = next(parts, (1, b""))
-        codes = [ord(c) for c in body.decode()] if stored == 16 else np.frombuffer(body, end + _MAT5_TYPES[stored])
-        value = np.reshape(codes, shape, order="F")
-        if kind == 4: value = ["".join(map(chr, row)).strip() for row in value]
-    else: value = None
-    return name.decode("ascii", "replace"), value
-
-def _mat5(path):
-    "Variables of a MATLAB 5 file. Written out here since SciPy's reader can crash the interpreter on a damaged file"
-    data = read_bytes(path)
-    end = {b"IM": "<", b"MI": ">"}[data[126:128]]
-    opened = ((14, zlib.decompress(body)[8:]) if kind == 15 else (kind, body) for kind, body in _mat5_elements(data[128:], end))
-    found = dict(_mat5_array(body, end) for kind, body in opened if kind == 14)
-    return {k: v for k, v in found.items() if v is not None}
-
-# %% ../../nbs/03_data.official.ipynb #aff2d37a
-def read_mat(
-    path: Path,  # a .mat file, MATLAB 7.3 (HDF5) or older
-) -> dict:       # variable -> number array in MATLAB's orientation, or list of strings
-    "Variables of a .mat file of either encoding; raises `DataError`, or `ImportError` naming h5py where that is needed"
-    data = read_bytes(path)
-    if wrong := _sniff(data, text=False): raise DataError(f"{path} {wrong}")
-    hdf5 = b"MATLAB 7.3" in data[:128] or _HDF5 in (data[:8], data[512:520])
-    try: return (_mat73 if hdf5 else _mat5)(path)
-    except ImportError: raise
-    except Exception as e: raise DataError(f"{path} is a damaged .mat file ({type(e).__name__}: {str(e)[:80]}): fetch it again") from None
-
-# %% ../../nbs/03_data.official.ipynb #d4809c15
-def _variables(path, *names):
-    "The named variables of a .mat file"
-    found = read_mat(path)
-    if lost := [n for n in names if n not in found]: raise DataError(f"{path} has no variable {', '.join(lost)}; it has {', '.join(found) or 'none'}")
-    return [found[n] for n in names]
-
+# %% ../../nbs/03_data.official.ipynb #d5baacec
 def _lfwa_labels(path):
     "(image names, (N, 40) labels in CelebA's order)"
-    spelt, names, label = _variables(path, "AttrName", "name", "label")
+    spelt, names, label = variables(path, "AttrName", "name", "label")
     if not (isinstance(spelt, list) and isinstance(names, list) and isinstance(label, np.ndarray)):
         raise DataError(f"{path}: AttrName and name must be text and label numbers: fetch it again")
-    order, n = _columns(spelt, CELEBA.names, path), len(spelt)
+    order, n = column_order(spelt, CELEBA.names, path), len(spelt)
     if label.ndim == 2 and label.shape[1] != n: label = label.T
-    if label.shape != (len(names), n): raise DataError(f"{path}: label is {label.shape}, expected {len(names)} images x {n} attributes: fetch it again")
+    if label.shape != (len(names), n):
+        raise DataError(f"{path}: label is {label.shape}, expected {len(names)} images x {n} attributes: fetch it again")
     bad = ~np.isin(label, (0, 1)).all(1) if not (label == -1).any() else ~np.isin(label, (-1, 1)).all(1)
-    _complain(path, [f"image {i + 1} ({names[i]}): labels {sorted(set(label[i].tolist()))[:4]}, expected 0/1 or -1/1" for i in np.flatnonzero(bad)])
+    say = lambda i: f"image {i + 1} ({names[i]}): labels {sorted(set(label[i].tolist()))[:4]}, expected 0/1 or -1/1"
+    complain(path, [say(i) for i in np.flatnonzero(bad)])
     return [n.replace("\\", "/") for n in names], label[:, order] > 0
 
 def _lfwa_split(path, n, notes):
     "Part of every image, '' for those in neither list"
     split = np.full(n, "", "<U5")
-    for part, index in zip(("train", "test"), _variables(path, "indices_img_train", "indices_img_test")):
+    for part, index in zip(("train", "test"), variables(path, "indices_img_train", "indices_img_test")):
         index = np.ravel(index) if isinstance(index, np.ndarray) and index.dtype.kind in "fiu" else np.array([np.nan])
         bad = ~((index >= 1) & (index <= n) & (index == np.floor(index)))  # they count from 1
-        if bad.any(): raise DataError(f"{path}: indices_img_{part} holds {bad.sum()} numbers that are not 1 to {n}: does it belong to this lfw_att_40.mat?")
+        if bad.any():
+            raise DataError(f"{path}: indices_img_{part} holds {bad.sum()} numbers that are not 1 to {n}: "
+                            "does it belong to this lfw_att_40.mat?")
         rows = index.astype(int) - 1
-        if len(set(rows)) < len(rows) or (split[rows] != "").any(): raise DataError(f"{path}: images come twice, or lie in both parts: fetch it again")
+        if len(set(rows)) < len(rows) or (split[rows] != "").any():
+            raise DataError(f"{path}: images come twice, or lie in both parts: fetch it again")
         split[rows] = part
     if (split == "").any(): notes.append(f"{(split == '').sum():,} images are in neither part and left out")
     return split
@@ -643,20 +312,21 @@ def lfwa(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
 ) -> AttributeTable:            # identity from the names
     "Read LFWA. Raises `DataError`; `ImportError` when h5py is needed and not there"
-    root, notes, folders = _root(root), [], ("anno", "annotations", "lfwa", "lfwa+")
+    root, notes, folders = set_folder(root), [], ("anno", "annotations", "lfwa", "lfwa+")
     names, labels = _lfwa_labels(need(root, "lfw_att_40.mat", folders=folders))
     split = _lfwa_split(need(root, "indices_train_test.mat", folders=folders), len(names), notes)
     listed = np.flatnonzero(split != "")
     found = {n.rsplit("/", 1)[-1]: p for n, p in list_images(need(root, images, f"{images}.zip", folders=folders), deep=True).items()}
     paths = [found.get(n.rsplit("/", 1)[-1]) for n in names]
-    rows = listed[keep_complete(f"LFWA, {root}", [names[i] for i in listed], split[listed], on_missing, notes, image=[paths[i] for i in listed])]
+    wanted = [paths[i] for i in listed]
+    rows = listed[keep_complete(f"LFWA, {root}", [names[i] for i in listed], split[listed], on_missing, notes, image=wanted)]
     person = np.array([n.rsplit("/", 1)[-1].rsplit("_", 1)[0] for n in names])
     shared = set(person[split == "train"]) & set(person[split == "test"])
     if shared: notes.append(f"{len(shared):,} people lie in both official parts, for example {min(shared)}")
     split = hold_out(split[rows], person[rows], valid_share, seed, notes)
-    notes.append(f"{len(names):,} images in lfw_att_40.mat, {len(rows):,} used ({_parts(split)})")
+    notes.append(f"{len(names):,} images in lfw_att_40.mat, {len(rows):,} used ({count_parts(split)})")
     return AttributeTable("LFWA", CELEBA, [paths[i] for i in rows], labels[rows], np.ones((len(rows), 40), bool), split,
-                          np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes)
+                          np.unique(person, return_inverse=True)[1][rows], frame="whole", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #fe42d093
 WIDER_BOXES = 57_524  # 28,345 of training and validation, 29,179 of testing
@@ -669,7 +339,7 @@ def _json(path):
 def _finite(values, n):
     "`values` as a list of `n` finite floats; raises `ValueError`"
     numbers = [float(v) for v in values if isinstance(v, (int, float))] if isinstance(values, list) else []
-    if len(numbers) != n or len(values) != n or not np.isfinite(numbers).all(): raise ValueError(f"{_short(str(values))} is not {n} numbers")
+    if len(numbers) != n or len(values) != n or not np.isfinite(numbers).all(): raise ValueError(f"{short(str(values))} is not {n} numbers")
     return numbers
 
 def _wider_order(doc, path):
@@ -678,9 +348,10 @@ def _wider_order(doc, path):
     if ids is None: return list(range(len(WIDER)))
     if not isinstance(ids, dict) or not all(str(k).isascii() and str(k).isdigit() and len(k) < 4 for k in ids):
         raise DataError(f"{path}: attribute_id_map is not a map of numbers to names: fetch it again")
-    official = {k: _norm(n) for k, n in enumerate(WIDER.names)}
-    if all(official.get(int(k)) == _norm(str(n)) for k, n in ids.items()): return list(range(len(WIDER)))  # the usual order, or a part of it
-    return _columns([str(ids[k]) for k in sorted(ids, key=int)], WIDER.names, path)
+    official = {k: plain(n) for k, n in enumerate(WIDER.names)}
+    usual = all(official.get(int(k)) == plain(str(n)) for k, n in ids.items())   # the usual order, or a part of it
+    if usual: return list(range(len(WIDER)))
+    return column_order([str(ids[k]) for k in sorted(ids, key=int)], WIDER.names, path)
 
 def _wider_targets(path):
     "(file name, box, attributes) of every person in one JSON file"
@@ -691,13 +362,15 @@ def _wider_targets(path):
     for i, image in enumerate(images):
         try:
             name, people = image["file_name"], image["targets"]
-            if not name.startswith(("train/", "val/", "test/")): raise ValueError(f"{_short(name)} does not begin with train/, val/ or test/")
+            if not name.startswith(("train/", "val/", "test/")):
+                raise ValueError(f"{short(name)} does not begin with train/, val/ or test/")
             for t in people:
                 box, values = _finite(t["bbox"], 4), np.array(_finite(t["attribute"], len(WIDER)))
-                if not np.isin(values, (-1, 0, 1)).all(): raise ValueError(f"{_short(name)}: attribute values must be 1, -1 or 0")
+                if not np.isin(values, (-1, 0, 1)).all(): raise ValueError(f"{short(name)}: attribute values must be 1, -1 or 0")
                 targets.append((name, box, values[order]))
-        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as e: problems.append(f"image {i}: {type(e).__name__}: {str(e)[:120]}")
-    _complain(path, problems)
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as e:
+            problems.append(f"image {i}: {type(e).__name__}: {str(e)[:120]}")
+    complain(path, problems)
     return targets
 
 # %% ../../nbs/03_data.official.ipynb #e1dddaec
@@ -726,14 +399,15 @@ def wider_attribute(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
 ) -> AttributeTable:            # one row per person; boxes clipped to the image
     "Read WIDER Attribute; `known` is False where a label is unspecified. Raises `DataError`"
-    root, notes, name = _root(root), [], "WIDER Attribute"
+    root, notes, name = set_folder(root), [], "WIDER Attribute"
     anno = ("wider_attribute_annotation", "Anno", "annotations", "WIDER")
     targets = [t for part in ("trainval", "test") for t in _wider_targets(need(root, f"wider_attribute_{part}.json", folders=anno))]
     if not targets: raise DataError(f"{root}: the annotation files name no person: fetch them again")
     names = [n for n, _, _ in targets]
     split = np.array(["valid" if n.startswith("val/") else n.split("/")[0] for n in names])
-    if len(names) != WIDER_BOXES: notes.append(f"not the official number of boxes: {len(names):,} of {WIDER_BOXES:,} ({_parts(split)}); "
-                                               "scores are not comparable with published ones")
+    if len(names) != WIDER_BOXES:
+        notes.append(f"not the official number of boxes: {len(names):,} of {WIDER_BOXES:,} ({count_parts(split)}); "
+                     "scores are not comparable with published ones")
     found = list_images(need(root, "Image", "Images", "Image.zip", folders=("WIDER",)), deep=True)
     paths = [found.get(n) or found.get(f"Image/{n}") for n in names]
     keep = keep_complete(f"{name}, {root}", names, split, on_missing, notes, image=paths)
@@ -743,7 +417,8 @@ def wider_attribute(
     if (good & ~inside).any(): notes.append(f"{(good & ~inside).sum():,} boxes have less than a pixel inside their image and are dropped")
     keep, boxes = keep[inside], boxes[inside]
     values = np.array([targets[i][2] for i in keep]).reshape(-1, len(WIDER))
-    return AttributeTable(name, WIDER, [paths[i] for i in keep], values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes)
+    paths = [paths[i] for i in keep]
+    return AttributeTable(name, WIDER, paths, values > 0, values != 0, split[keep], boxes=boxes, frame="box", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #34b1f4a9
 BERKELEY_COUNTS = dict(train=4013, test=4022)
@@ -753,7 +428,7 @@ def _berkeley_part(folder):
     sheet = read_numbers(need(folder, "labels.txt"), ("xmin", "ymin", "width", "height", *BERKELEY.names))
     good = np.isin(sheet.values, (-1, 0, 1)); good[:, :4] = ~np.isinf(sheet.values[:, :4])
     sheet.expect(good, "-1, 0 or 1 (boxes: a number or NaN)")
-    images = _stems(folder)
+    images = images_by_stem(folder)
     return sheet, [images.get(s) for s in sheet.stems]
 
 def berkeley_attributes(
@@ -765,7 +440,7 @@ def berkeley_attributes(
 ) -> AttributeTable:            # one row per image; boxes clipped to the image
     "Read the Berkeley Attributes of People; `known` is False where a label is unspecified. Raises `DataError`"
     if nan_box not in ("whole", "drop"): raise ValueError(f"nan_box must be 'whole' or 'drop', not {nan_box!r}")
-    root, notes, name = _root(root), [], "Berkeley Attributes of People"
+    root, notes, name = set_folder(root), [], "Berkeley Attributes of People"
     parts = {p: _berkeley_part(need(root, p, folders=("attributes_dataset",))) for p in ("train", "test")}
     split = np.array([p for p, (sheet, _) in parts.items() for _ in sheet.names])
     names = [f"{p}/{n}" for p, (sheet, _) in parts.items() for n in sheet.names]
@@ -776,11 +451,13 @@ def berkeley_attributes(
     keep, sizes = keep[good], sizes[good]
     boxes, whole = clip_boxes(values[keep, :4], sizes), np.concatenate([np.zeros_like(sizes), sizes], 1)
     boxless = np.isnan(boxes).any(1)
-    if boxless.any(): notes.append(f"{boxless.sum():,} rows have no usable box: " + ("the whole image is taken" if nan_box == "whole" else "dropped as asked"))
+    what = "the whole image is taken" if nan_box == "whole" else "dropped as asked"
+    if boxless.any(): notes.append(f"{boxless.sum():,} rows have no usable box: {what}")
     boxes, some = np.where(boxless[:, None], whole, boxes), ~boxless | (nan_box == "whole")
     keep, boxes = keep[some], boxes[some]
     split = hold_out(split[keep], np.array(names)[keep], valid_share, seed, notes)
-    return AttributeTable(name, BERKELEY, [paths[i] for i in keep], values[keep, 4:] > 0, values[keep, 4:] != 0, split, boxes=boxes, frame="box", notes=notes)
+    paths, values = [paths[i] for i in keep], values[keep, 4:]
+    return AttributeTable(name, BERKELEY, paths, values > 0, values != 0, split, boxes=boxes, frame="box", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #72746815
 def read_indices(
@@ -788,12 +465,13 @@ def read_indices(
     n_regions: int, # label numbers must be below, or 255 (ignore)
 ) -> np.ndarray:    # (H, W) uint8
     "Raw label numbers of a mask; raises `DataError` for colour pictures and numbers out of range"
-    image = _decode(path)
+    image = stored_image(path)
     if image.mode not in ("L", "P", "1", "I", "I;16"):
         raise DataError(f"{path} is a colour picture ({image.mode}), not a map of label numbers: take the index mask, grey or palette")
     label = np.asarray(image).astype(np.int64)
     bad = label[(label >= n_regions) & (label != IGNORE) | (label < 0)]
-    if bad.size: raise DataError(f"{path} holds label {bad.max()}; known are 0 to {n_regions - 1} and 255 (ignore): is it a mask of another set?")
+    if bad.size:
+        raise DataError(f"{path} holds label {bad.max()}; known are 0 to {n_regions - 1} and 255 (ignore): is it a mask of another set?")
     return label.astype(np.uint8)
 
 def _fits(label, path, image, size=None):
@@ -811,10 +489,10 @@ def read_names(
     for line, text in enumerate(read_text(path).splitlines(), 1):
         if not text.strip(): continue
         words = text.rpartition(",")[2].split()
-        if len(words) == 1 and text.count(",") < 2: names.append(_stem(words[0]))
-        else: problems.append(f"line {line}: {_short(text)} is not one name")
-    problems += [f"{_short(n)} comes {k} times" for n, k in Counter(names).items() if k > 1]
-    _complain(path, problems)
+        if len(words) == 1 and text.count(",") < 2: names.append(stem_of(words[0]))
+        else: problems.append(f"line {line}: {short(text)} is not one name")
+    problems += [f"{short(n)} comes {k} times" for n, k in Counter(names).items() if k > 1]
+    complain(path, problems)
     return names
 
 def _listed(lists: dict):
@@ -822,7 +500,9 @@ def _listed(lists: dict):
     found = {part: read_names(path) for part, path in lists.items()}
     names, parts = [n for v in found.values() for n in v], np.array([p for p, v in found.items() for _ in v])
     twice = [n for n, k in Counter(names).items() if k > 1]
-    if twice: raise DataError(f"{next(iter(lists.values())).parent}: {len(twice)} names lie in more than one part: the lists do not belong together", twice)
+    if twice:
+        where = next(iter(lists.values())).parent
+        raise DataError(f"{where}: {len(twice)} names lie in more than one part: the lists do not belong together", twice)
     return names, parts
 
 # %% ../../nbs/03_data.official.ipynb #b72ec5c3
@@ -832,18 +512,19 @@ _HELEN_FOLDERS = ("SmithCVPR2013_dataset_resized", "SmithCVPR2013_dataset_origin
 def _helen_maps(maps, image):
     "(11, H, W) uint8 probability maps of one image; absent ones are zero"
     w, h = image_size(image)
-    planes = {k: _fits(np.asarray(_decode(p).convert("L")), p, image, (w, h)) for k, p in maps.items()}
+    planes = {k: _fits(np.asarray(stored_image(p).convert("L")), p, image, (w, h)) for k, p in maps.items()}
     return np.stack([planes.get(k, np.zeros((h, w), np.uint8)) for k in range(len(HELEN))])
 
 def _helen_files(folder, names, notes):
     "For every name, the map files by number, or None without any"
-    here, found = {e.name: e.path for e in _scan(folder) if e.is_dir()}, []
+    here, found = {e.name: e.path for e in scan_folder(folder) if e.is_dir()}, []
     for name in names:
-        files = _stems(Path(here[name])) if name in here else {}
+        files = images_by_stem(Path(here[name])) if name in here else {}
         maps = {k: files[f"{name}_lbl{k:02d}"] for k in range(len(HELEN)) if f"{name}_lbl{k:02d}" in files}
         found.append(maps or None)
     holes = [f"{n} ({len(HELEN) - len(m)})" for n, m in zip(names, found) if m and len(m) < len(HELEN)]
-    if holes: notes.append(f"{len(holes)} images lack some of their {len(HELEN)} maps, whose parts are taken as absent: {', '.join(holes[:5])}")
+    if holes:
+        notes.append(f"{len(holes)} images lack some of their {len(HELEN)} maps, whose parts are taken as absent: {', '.join(holes[:5])}")
     return found
 
 def helen(
@@ -851,11 +532,11 @@ def helen(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
 ) -> ParsingTable:              # 11 regions; `soft` gives the probability maps
     "Read Helen with the segment labels of Smith et al. (2013). Raises `DataError`"
-    root, notes = _root(root), []
+    root, notes = set_folder(root), []
     lists = {part: need(root, f, folders=_HELEN_FOLDERS) for part, f in zip(SPLITS, ("exemplars.txt", "tuning.txt", "testing.txt"))}
     base = lists["train"].parent
     names, split = _listed(lists)
-    images = _stems(need(base, "images"))
+    images = images_by_stem(need(base, "images"))
     paths, maps = [images.get(n) for n in names], _helen_files(need(base, "labels"), names, notes)
     keep = keep_complete(f"Helen, {base}", names, split, on_missing, notes, image=paths, label=maps)
     paths, maps, split = [paths[i] for i in keep], [maps[i] for i in keep], split[keep]
@@ -883,11 +564,11 @@ def lip(
 ) -> ParsingTable:              # 20 regions
     "Read LIP (Look Into Person). Raises `DataError`"
     if val_as not in ("valid", "test"): raise ValueError(f"val_as must be 'valid' or 'test', not {val_as!r}")
-    root, notes = _root(root), []
+    root, notes = set_folder(root), []
     look = lambda name: need(root, name, folders=_LIP_FOLDERS)
     names, parts = _listed({p: look(f"{p}_id.txt") for p in ("train", "val")})
-    images = {p: _stems(look(f"{p}_images")) for p in ("train", "val")}
-    labels = {p: _stems(look(f"{p}_segmentations")) for p in ("train", "val")}
+    images = {p: images_by_stem(look(f"{p}_images")) for p in ("train", "val")}
+    labels = {p: images_by_stem(look(f"{p}_segmentations")) for p in ("train", "val")}
     pairs = [(n, "train" if p == "train" else val_as, images[p].get(n), labels[p].get(n)) for n, p in zip(names, parts)]
     notes += check_counts("LIP", parts, LIP_COUNTS)
     return _pair_table("LIP", LIP, pairs, on_missing, notes, root)
@@ -904,10 +585,11 @@ def fuse_parts(
     label = None
     for k, name in enumerate(CELEBAMASK.names):
         if name not in parts: continue
-        part = np.asarray(_decode(parts[name]))
+        part = np.asarray(stored_image(parts[name]))
         if part.ndim == 3: part = part[..., 0]  # many copies have three equal channels
         if label is None: label = np.zeros(part.shape, np.uint8)
-        if part.shape != label.shape: raise DataError(f"{parts[name]} is {part.shape[1]}x{part.shape[0]}, the parts before it are {label.shape[1]}x{label.shape[0]}")
+        if part.shape != label.shape:
+            raise DataError(f"{parts[name]} is {part.shape[1]}x{part.shape[0]}, the parts before it are {label.shape[1]}x{label.shape[0]}")
         label[part > 0] = k
     return label
 
@@ -933,20 +615,32 @@ def _mapping(path):
     for line, fields in rows:
         hit = re.fullmatch(r"([0-9]{1,5}) ([0-9]{1,6}) ([0-9]{1,6})\.jpg", " ".join(fields))
         index, orig, number = map(int, hit.groups()) if hit else (0, 0, 0)
-        if not hit: problems.append(f"line {line}: {_short(' '.join(fields))} is not 'idx orig_idx orig_file'")
+        if not hit: problems.append(f"line {line}: {short(' '.join(fields))} is not 'idx orig_idx orig_file'")
         elif orig + 1 != number: problems.append(f"line {line}: {fields[2]} does not go with orig_idx {orig}, which counts from 0")
         elif str(index) in parts: problems.append(f"line {line}: index {index} again")
         else: parts[str(index)] = official_part(number)
-    _complain(path, problems)
+    complain(path, problems)
     return parts
 
 def _split_file(path):
     "name -> part, from lines `name train|valid|test`"
-    rows, known = read_rows(path), dict(train="train", valid="valid", val="valid", test="test")
-    _complain(path, [f"line {line}: {_short(' '.join(f))} is not 'name train|valid|test'" for line, f in rows if len(f) != 2 or f[1].lower() not in known])
-    twice = [f"{n} comes {k} times" for n, k in Counter(_stem(f[0]) for _, f in rows).items() if k > 1]
-    _complain(path, twice)
-    return {_stem(f[0]): known[f[1].lower()] for _, f in rows}
+    rows, known = read_rows(path), SPLIT_WORDS
+    strange = [(line, f) for line, f in rows if len(f) != 2 or f[1].lower() not in known]
+    complain(path, [f"line {line}: {short(' '.join(f))} is not 'name train|valid|test'" for line, f in strange])
+    twice = [f"{n} comes {k} times" for n, k in Counter(stem_of(f[0]) for _, f in rows).items() if k > 1]
+    complain(path, twice)
+    return _by_number({stem_of(f[0]): known[f[1].lower()] for _, f in rows})
+
+def _number_name(name): return str(int(name)) if name.isascii() and name.isdigit() and len(name) < 10 else name
+
+def _by_number(files):
+    "The same dict with numbers for names, so that 00000.jpg is image 0; raises `DataError` where two names are one number"
+    found = {}
+    for name, file in files.items():
+        key = _number_name(name)
+        if key in found: raise DataError(f"{file} and {found[key]} are both image {key}: take one of them away")
+        found[key] = file
+    return found
 
 def _maskhq_parts(base, notes):
     "name -> part, from the mapping to CelebA or a split.txt, or None"
@@ -961,12 +655,14 @@ def _maskhq_labels(base, masks, order):
     images = find(base, "CelebA-HQ-img", "images", folders=_MASKHQ_FOLDERS)
     if images is None: raise DataError(f"{base}: found neither CelebA-HQ-img nor images: is this the folder of CelebAMask-HQ?")
     if masks is None and (anno := find(images.parent, *_ANNO)): return images, _part_files(anno), fuse_parts
-    fused = Path(masks) if masks else find(images.parent, *_FUSED, "masks")
-    if fused is None: raise DataError(f"{images.parent}: found neither {_ANNO[0]} nor {_FUSED[0]} nor masks: unpack the masks, or pass masks=folder")
+    fused = as_path(masks) if masks else find(images.parent, *_FUSED, "masks")
+    if fused is None:
+        raise DataError(f"{images.parent}: found neither {_ANNO[0]} nor {_FUSED[0]} nor masks: unpack the masks, or pass masks=folder")
     order = tuple(order or CELEBAMASK.names)
-    if lost := set(order) - set(CELEBAMASK.names): raise DataError(f"order names unknown parts {sorted(lost)}; known: {', '.join(CELEBAMASK.names)}")
+    if lost := set(order) - set(CELEBAMASK.names):
+        raise DataError(f"order names unknown parts {sorted(lost)}; known: {', '.join(CELEBAMASK.names)}")
     lut = np.full(256, IGNORE, np.uint8); lut[:len(order)] = [CELEBAMASK.names.index(n) for n in order]
-    return images, _stems(fused), lambda path: lut[read_indices(path, len(order))]
+    return images, images_by_stem(fused), lambda path: lut[read_indices(path, len(order))]
 
 def celebamask_hq(
     root,                       # the folder with CelebA-HQ-img and the masks; or images/, masks/ and an optional split.txt
@@ -977,9 +673,9 @@ def celebamask_hq(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
 ) -> ParsingTable:              # 19 regions; label maps as large as the images
     "Read CelebAMask-HQ: parts, fused masks, or the course form. Raises `DataError`"
-    root, notes, name = _root(root), [], "CelebAMask-HQ"
+    root, notes, name = set_folder(root), [], "CelebAMask-HQ"
     folder, labels, read = _maskhq_labels(root, masks, order)
-    images, parts = _stems(folder), _maskhq_parts(folder.parent, notes)
+    images, labels, parts = _by_number(images_by_stem(folder)), _by_number(labels), _maskhq_parts(folder.parent, notes)
     names = sorted(images.keys() | labels.keys() if parts is None else parts, key=lambda n: (len(n), n))
     if not names: raise DataError(f"{name}, {folder}: no images here: is this the right folder?")
     split = np.array(["train" if parts is None else parts[n] for n in names])
@@ -988,7 +684,9 @@ def celebamask_hq(
     paths, sources, split = [paths[i] for i in keep], [sources[i] for i in keep], split[keep]
     notes += check_counts(name, split, MASKHQ_COUNTS)
     if not (split == "valid").any(): split = hold_out(split, np.array(names)[keep], valid_share, seed, notes)
-    def read_label(i): return _enlarge(read(sources[i]), next(iter(sources[i].values())) if isinstance(sources[i], dict) else sources[i], paths[i])
+    def read_label(i):
+        first = next(iter(sources[i].values())) if isinstance(sources[i], dict) else sources[i]
+        return _enlarge(read(sources[i]), first, paths[i])
     return ParsingTable(name, CELEBAMASK, paths, split, read_label, notes=notes, label_files=sources, label_how=" ".join(order or ()))
 
 # %% ../../nbs/03_data.official.ipynb #f07db8b4
@@ -997,18 +695,20 @@ def celebamask_hq_attributes(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
 ) -> AttributeTable:
     "Read the attributes of CelebAMask-HQ. Raises `DataError`"
-    root, notes = _root(root), []
+    root, notes = set_folder(root), []
     path = need(root, "CelebAMask-HQ-attribute-anno.txt", folders=_MASKHQ_FOLDERS)
     attr, parts = _celeba_labels(path), _maskhq_parts(path.parent, notes)
-    lost = [f"{n}: in no line" for n, s in zip(attr.names, attr.stems) if parts is not None and s not in parts]
-    if lost: raise DataError(f"{path.parent}: {len(lost)} labelled images are not in the list of parts: do the files belong together?", lost)
-    split = np.array(["train" if parts is None else parts[s] for s in attr.stems])
-    images = _stems(need(path.parent, "CelebA-HQ-img"))
-    paths = [images.get(s) for s in attr.stems]
+    lost = [f"{n}: in no line" for n, s in zip(attr.names, attr.stems) if parts is not None and _number_name(s) not in parts]
+    if lost:
+        raise DataError(f"{path.parent}: {len(lost)} labelled images are not in the list of parts: do the files belong together?", lost)
+    split = np.array(["train" if parts is None else parts[_number_name(s)] for s in attr.stems])
+    images = _by_number(images_by_stem(need(path.parent, "CelebA-HQ-img")))
+    paths = [images.get(_number_name(s)) for s in attr.stems]
     keep = keep_complete(f"CelebAMask-HQ, {path.parent}", attr.names, split, on_missing, notes, image=paths)
     notes += attr.notes + check_counts("CelebAMask-HQ", split[keep], MASKHQ_COUNTS)
-    return AttributeTable("CelebAMask-HQ", CELEBA, [paths[i] for i in keep], attr.values[keep] > 0, np.ones((len(keep), 40), bool), split[keep],
-                          frame="whole", notes=notes)
+    known = np.ones((len(keep), 40), bool)
+    paths, labels = [paths[i] for i in keep], attr.values[keep] > 0
+    return AttributeTable("CelebAMask-HQ", CELEBA, paths, labels, known, split[keep], frame="whole", notes=notes, exif=False)
 
 # %% ../../nbs/03_data.official.ipynb #b60fa232
 def lapa(
@@ -1017,14 +717,17 @@ def lapa(
     on_missing: str = "raise",  # images without a file: "raise" lists them, "skip" leaves them out
 ) -> ParsingTable:              # 11 regions
     "Read LaPa. Raises `DataError`"
-    root, notes, pairs = _root(root), [], []
+    root, notes, pairs = set_folder(root), [], []
     for part, split in dict(train="train", val="valid", test="test").items():
         base = need(root, part, folders=("LaPa",))
-        images, labels = _stems(need(base, "images")), _stems(need(base, "labels"))
-        pairs += [(n, split, images.get(n), labels.get(n)) for n in sorted(images.keys() | labels.keys()) if not n.startswith(tuple(exclude))]
+        images, labels = images_by_stem(need(base, "images")), images_by_stem(need(base, "labels"))
+        names = [n for n in sorted(images.keys() | labels.keys()) if not n.startswith(tuple(exclude))]
+        pairs += [(n, split, images.get(n), labels.get(n)) for n in names]
     for prefix in ("HELEN_", "LFPW_"):
         n = sum(key.startswith(prefix) for key, *_ in pairs)
-        if n: notes.append(f"{n:,} images are {prefix[:-1]}'s: do not test on that set after training on these (exclude=('{prefix}',) leaves them out)")
+        if n:
+            notes.append(f"{n:,} images are {prefix[:-1]}'s: do not test on that set after training on these "
+                         f"(exclude=('{prefix}',) leaves them out)")
     return _pair_table("LaPa", LAPA, pairs, on_missing, notes, root)
 
 # %% ../../nbs/03_data.official.ipynb #c96ef1d2
@@ -1037,16 +740,20 @@ def nearest_colour(
     far = [((rgb - np.array(c))**2).sum(-1) for c in colors]
     return np.argmin(far, 0).astype(np.uint8)
 
+def _label_fault(image, label):
+    "What is wrong with a label of V3, whose test part is incomplete; None where nothing is"
+    if label is None: return "do not exist"
+    return "do not fit their image" if image is not None and image_size(image) != image_size(label) else None
+
 def _fasseg_pairs(base, version):
     "(key, part, image path, label path); in V3 only where there is a label of the same size"
     pairs, left_out = [], Counter()
     for part in ("train", "test"):
-        images, labels = (_stems(need(base, f"{part}_{kind}"), deep=True) for kind in ("RGB", "Labels"))
+        images, labels = (images_by_stem(need(base, f"{part}_{kind}"), deep=True) for kind in ("RGB", "Labels"))
         for n in sorted(images.keys() | labels.keys()):
             files = images.get(n), labels.get(n)
-            why = version == "V3" and None not in files and image_size(files[0]) != image_size(files[1]) and "do not fit their image" \
-                or version == "V3" and files[1] is None and "do not exist"
-            if why: left_out[why] += 1
+            fault = _label_fault(*files) if version == "V3" else None
+            if fault: left_out[fault] += 1
             else: pairs.append((n, part, *files))
     return pairs, [f"{n} labels of V3 {why}: those images are left out" for why, n in left_out.items()]
 
@@ -1057,7 +764,7 @@ def fasseg(
 ) -> ParsingTable:              # 6 regions
     "Read FASSEG. Raises `DataError`"
     if version not in ("V1", "V2", "V3"): raise ValueError(f"version must be 'V1', 'V2' or 'V3', not {version!r}")
-    root = _root(root)
+    root = set_folder(root)
     base = find(root, version, depth=1, folders=("FASSEG", "FASSEG-repository")) or root
     pairs, notes = _fasseg_pairs(base, version)
     return _pair_table(f"FASSEG {version}", FASSEG, pairs, on_missing, notes, base, label=lambda p: nearest_colour(p, FASSEG.colors))

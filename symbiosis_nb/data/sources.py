@@ -10,14 +10,14 @@ __all__ = ['SYNTHETIC', 'LAYOUTS', 'synthetic_faces', 'open_faces', 'open_lfwa',
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import DataError, cache_dir, digest, folder_lock
+from ..core import DataError, as_path, cache_dir, digest, folder_lock
 from . import official
 from .synthetic import make_faces, make_parsing, make_shifted_faces, read_faces
 from .synthetic_people import make_berkeley, make_lip, make_wider
 from .tables import AttributeTable, ParsingTable
 
 # %% ../../nbs/09_data.sources.ipynb #dfd11970
-SYNTHETIC = dict(smoke=160, demo=2400, paper=5000)  # how many faces a profile draws when there is no data; demo: all methods in minutes on two cores
+SYNTHETIC = dict(smoke=160, demo=2400, paper=5000)  # faces a profile draws when there is no data; demo: all methods in minutes
 
 def synthetic_faces(
     n: int = 5000, seed: int = 0, **kwargs,  # as for `make_faces`
@@ -33,7 +33,7 @@ def open_faces(
     **kwargs,                    # of `official.celeba`
 ) -> AttributeTable:
     "CelebA from the user's folder, or synthetic faces in the same layout"
-    if data_root: return official.celeba(Path(data_root).expanduser(), variant, **kwargs)
+    if data_root: return official.celeba(as_path(data_root), variant, **kwargs)
     drawn = synthetic_faces(SYNTHETIC.get(profile, 5000), **({} if variant == "aligned" else {"wild": True}))
     return drawn if variant == "aligned" else read_faces(synthetic_root(drawn), variant)
 
@@ -43,7 +43,7 @@ def open_lfwa(
     **kwargs,                 # of `official.lfwa`
 ) -> AttributeTable:
     "LFWA from the user's folder, or a second synthetic set (other light, framing and label habits) in LFWA's layout"
-    if data_root: return official.lfwa(Path(data_root).expanduser(), **kwargs)
+    if data_root: return official.lfwa(as_path(data_root), **kwargs)
     n = {"smoke": 120}.get(profile, 1500)
     root = cache_dir()/"synthetic"/f"shifted-{n}"
     with folder_lock(root): return make_shifted_faces(root/"set", n)
@@ -65,7 +65,7 @@ def open_people(
 ) -> AttributeTable:
     "WIDER Attribute or Berkeley Attributes of People from the user's folder, or synthetic people in the same layout; one sample is one box"
     make, read = dict(wider=(make_wider, official.wider_attribute), berkeley=(make_berkeley, official.berkeley_attributes))[kind]
-    if data_root: return read(Path(data_root).expanduser(), **kwargs)
+    if data_root: return read(as_path(data_root), **kwargs)
     n = {"smoke": 160}.get(profile, 3000)
     root = cache_dir()/"synthetic"/f"{kind}-{n}"
     with folder_lock(root): table = make(root/"set", n)
@@ -76,13 +76,14 @@ def open_body_parsing(
     profile: str = "demo",
 ) -> ParsingTable:
     "LIP from the user's folder, or synthetic people in its layout"
-    if parsing_root: return official.lip(Path(parsing_root).expanduser(), val_as="test")
+    if parsing_root: return official.lip(as_path(parsing_root), val_as="test")
     n = {"smoke": 40}.get(profile, 600)
     root = cache_dir()/"synthetic"/f"lip-{n}"
     with folder_lock(root): return make_lip(root/"set", n)
 
 # %% ../../nbs/09_data.sources.ipynb #e9bdc7ab
-LAYOUTS = (("exemplars.txt", official.helen), ("CelebA-HQ-img", official.celebamask_hq), ("CelebAMask-HQ-mask-anno", official.celebamask_hq), ("masks", official.celebamask_hq),
+LAYOUTS = (("exemplars.txt", official.helen), ("CelebA-HQ-img", official.celebamask_hq),
+           ("CelebAMask-HQ-mask-anno", official.celebamask_hq), ("masks", official.celebamask_hq),
            ("TrainVal_images", official.lip), ("train_segmentations", official.lip), ("train/labels", official.lapa), ("V2", official.fasseg))
 
 def open_parsing(
@@ -91,10 +92,11 @@ def open_parsing(
 ) -> ParsingTable:
     "A parsing set from the user's folder, or the synthetic one; raises `DataError` when the folder has no known layout"
     if not parsing_root: return synthetic_parsing({"smoke": 40}.get(profile, 600))
-    root = Path(parsing_root).expanduser()
+    root = as_path(parsing_root)
     for mark, reader in LAYOUTS:
         if (root/mark).exists(): return reader(root)
-    raise DataError(f"{root}: no known parsing set; expected one of {', '.join(m for m, _ in LAYOUTS)} in it (Helen, CelebAMask-HQ, LIP, LaPa, FASSEG)")
+    marks = ", ".join(m for m, _ in LAYOUTS)
+    raise DataError(f"{root}: no known parsing set; expected one of {marks} in it (Helen, CelebAMask-HQ, LIP, LaPa, FASSEG)")
 
 def synthetic_parsing(n: int = 600, seed: int = 1) -> ParsingTable:
     "A synthetic parsing set in Helen's layout from the cache, drawn on first use"

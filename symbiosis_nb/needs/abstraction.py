@@ -7,7 +7,7 @@ __all__ = ['ABSTRACTION', 'label_landmarks', 'left_to_right', 'alignment_points'
            'pair_fields', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_scores', 'generator_run',
            'generator_config', 'job_generator', 'Abstraction', 'abstraction_pictures']
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #2421ab73
+# %% ../../nbs/31e_needs.abstraction.ipynb #27941a15
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..core import DataError, default_device, digest, folder_lock, seed_everythi
 from ..data import crops
 from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
 from ..data.pixels import WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
-from ..data.tables import ParsingTable, read_image
+from ..data.tables import ParsingTable
 from ..kept import Kept, is_finished, keep
 from ..learner import Checkpoint, Sheet, adversarial_learner, epoch_log, half_l1
 from ..models.abstraction import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, init_gan, recovered_regions
@@ -58,11 +58,11 @@ def left_to_right(
 def alignment_points(table: ParsingTable) -> np.ndarray:  # (N, 5, 2)
     "A parsing set's landmarks, its own or those of its labels, left to right"
     if table.landmarks is not None: return left_to_right(table.landmarks)
-    key = digest(table.digest, table.regions.name, [str(p) for p in table.paths], "left to right")
+    key = digest(table.digest, table.regions.name, "left to right")
     return array_store("points", key, len(table), (5, 2), lambda rows: (label_landmarks(table.label(i)) for i in rows), np.float64,
                        desc="landmarks from labels").data
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #796af556
+# %% ../../nbs/31e_needs.abstraction.ipynb #b1ca59f2
 def _celeba_frame(points):
     "A view that aligns every picture to CelebA's template; pads those without landmarks"
     whole = pad_view(crops.CELEBA_SIZE[::-1])
@@ -91,7 +91,7 @@ def frame_view(
     if frame != "celeba": raise ValueError(f"frame is 'celeba', 'pad' or 'raw', not {frame!r}")
     return (_celeba_labels if labels else _celeba_frame)(alignment_points(table))
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #5908bc0c
+# %% ../../nbs/31e_needs.abstraction.ipynb #e36c2fb3
 def target_store(
     table: ParsingTable, size: tuple, view: View,
     hard: bool = False,     # see `abstraction_image`
@@ -99,18 +99,18 @@ def target_store(
 ) -> ArrayStore:            # rows are (height, width, 3) uint8
     "Abstraction images of a parsing set, drawn at full resolution and then framed (abstraction, 2)"
     def one(i):
-        try: image, maps = read_image(table.paths[i]), torch.from_numpy(table.soft(i))
+        try: image, maps = table.open(i), torch.from_numpy(table.soft(i))
         except DataError as e: return e
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)/255
         drawn = abstraction_image(pixels, maps[table.regions.flip_order()] if swapped else maps, hard)
         drawn = Image.fromarray((drawn*255).round().byte().permute(1, 2, 0).numpy())
         return np.asarray((view.crop(drawn, i) if view.crop else drawn).resize(size[::-1], Image.Resampling.BILINEAR))
-    store = array_store("targets", digest(table.digest, table.regions.name, [str(p) for p in table.paths], list(size), view.name, hard, swapped), len(table), (*size, 3),
+    store = array_store("targets", digest(table.digest, table.regions.name, list(size), view.name, hard, swapped), len(table), (*size, 3),
                         lambda rows: map(one, rows), desc="abstraction targets")
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #3b8a39f8
+# %% ../../nbs/31e_needs.abstraction.ipynb #8114e38d
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1], moved alike; fields are photograph, target, and the target of a mirrored photograph"
     def plan(self, b):
@@ -125,7 +125,7 @@ def _signed(x):
     "Normalised pictures as a generator takes them, in [-1, 1]"
     return (x*STD.to(x.device)[:, None, None] + MEAN.to(x.device)[:, None, None])*2 - 1
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #0eacb80d
+# %% ../../nbs/31e_needs.abstraction.ipynb #23af7a9c
 def pair_fields(
     table: ParsingTable,  # with Helen's regions
     config: dict,         # of the generator
@@ -133,7 +133,7 @@ def pair_fields(
     "What a generator of abstraction images learns from; only the photograph changes its colours"
     size, view = tuple(config["size"]), frame_view(table, config["size"], config["frame"])
     targets = [Field("picture", target_store(table, size, view, config["hard"], swapped)) for swapped in (False, True)]
-    return [Field("image", pixel_store(table.paths, size, view)), *targets]
+    return [Field("image", pixel_store(table, size, view)), *targets]
 
 def _pair_dls(table, fields, recipe):
     def one(split, train):
@@ -206,7 +206,7 @@ def generator_run(
         raise DataError(f"{parsing.name}: its regions cannot be brought to Helen's eleven, from which abstraction images are drawn")
     config = generator_config(table, profile, seed)
     folder = Path(out)/f"generator-{digest(config)}"
-    with folder_lock(folder):
+    with folder_lock(folder, done="done.json"):
         if not is_finished(folder): _train_generator(table, profile, config, folder)
     return GeneratorRun(folder)
 
@@ -233,7 +233,7 @@ def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #2e3ccdb6
+# %% ../../nbs/31e_needs.abstraction.ipynb #d52aa7d4
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

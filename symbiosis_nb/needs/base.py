@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Ready', 'Need', 'register_need', 'get_need']
 
-# %% ../../nbs/29_needs.base.ipynb #f77980de
+# %% ../../nbs/29_needs.base.ipynb #60ef19af
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, box_view, pixel_store
 
-# %% ../../nbs/29_needs.base.ipynb #0256c621
+# %% ../../nbs/29_needs.base.ipynb #1b0d0c87
 @dataclass
 class Ready:
     "A job's stores and loaders"
@@ -29,7 +29,7 @@ class Ready:
     helpers: dict = field(default_factory=dict)  # what made masks or abstraction images: "parser" or "generator", and its run
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
-# %% ../../nbs/29_needs.base.ipynb #245b8559
+# %% ../../nbs/29_needs.base.ipynb #97080e6a
 class Need:
     "What a method takes beside the picture; this one: nothing"
     name: str | None = None
@@ -41,7 +41,7 @@ class Need:
     def pictures(self, job) -> ArrayStore:
         "The table's pixels at the profile's size: whole images, or boxes where the table says so"
         view = box_view(job.table.boxes) if job.table.frame == "box" else WHOLE
-        return pixel_store(job.table.paths, job.profile.recipe.stored(job.profile.size), view, job.on_bad)
+        return pixel_store(job.table, job.profile.recipe.stored(job.profile.size), view, job.on_bad)
     def fields(self, job, pixels: ArrayStore) -> list:
         "The stores of a batch: the picture, then what the method takes beside it"
         return [Field("image", pixels, crop=self.patch(job, job.profile.size))]
@@ -73,7 +73,7 @@ class Need:
         "How a photograph is framed: keywords of `predictor.Look`"
         return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
-# %% ../../nbs/29_needs.base.ipynb #e5f19162
+# %% ../../nbs/29_needs.base.ipynb #92d673bb
 NEEDS: dict = {}   # name -> `Need`
 
 def register_need(need: Need) -> Need:

@@ -5,46 +5,46 @@
 # %% auto #0
 __all__ = ['BOXES', 'box_masks', 'Boxes']
 
-# %% ../../nbs/31b_needs.boxes.ipynb #158b28a5
+# %% ../../nbs/31b_needs.boxes.ipynb #733b2c7c
 import torch
 
 from ..core import DataError, digest
 from ..data.loaders import Field
 from ..data.pixels import ArrayStore, array_store
-from ..data.tables import read_image
 from ..models.pooling import landmark_masks
 from .base import Need, register_need
 from ..vocab import RegionVocab
 
-# %% ../../nbs/31b_needs.boxes.ipynb #fafcd74d
+# %% ../../nbs/31b_needs.boxes.ipynb #c58d8a83
 _PARTS = [f"{part} {shape}" for part in ("left eye", "right eye", "nose", "left mouth", "right mouth") for shape in ("1:1", "1:2", "2:1")]
 _SIDES = ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15))   # what trades places in a mirror
 BOXES = RegionVocab("boxes", ("whole", *_PARTS), _SIDES, "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #43e97260
+# %% ../../nbs/31b_needs.boxes.ipynb #2bc48ac4
 def box_masks(table,
     size: tuple,   # (height, width) of the masks
 ) -> Field:
     "Sixteen boxes around the landmarks as masks; raises `DataError` when the table has no landmarks"
     if table.landmarks is None:
         raise DataError(f"{table.name}: method bbox needs landmarks; put list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt) beside the attributes")
-    shared = _first_frame(table.paths) if table.frame == "aligned" else None
+    shared = _first_frame(table) if table.frame == "aligned" else None
     def one(r):
-        frame, points = shared or _frame_of(table.paths[r]), torch.tensor(table.landmarks[r][None]).float()
+        frame, points = shared or _frame_of(table, r), torch.tensor(table.landmarks[r][None]).float()
         return (landmark_masks(points, size, frame, side=20*frame[1]/178)[0]*255).round().byte().numpy()
     store = array_store("boxes", digest(table.digest, list(size), "boxes"), len(table), (16, *size), lambda rows: map(one, rows), desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
-def _frame_of(path):
+def _frame_of(table, i):
     "(height, width) of a picture; one pixel where it cannot be read"
-    try: return read_image(path).size[::-1]
+    try: return table.open(i).size[::-1]
     except DataError: return 1, 1
 
-def _first_frame(paths):
+def _first_frame(table):
     "The frame that all aligned pictures share: that of the first one that can be read"
-    return next((f for f in map(_frame_of, paths) if f != (1, 1)), (1, 1))
+    frames = (_frame_of(table, i) for i in range(len(table)))
+    return next((f for f in frames if f != (1, 1)), (1, 1))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #8738f9f2
+# %% ../../nbs/31b_needs.boxes.ipynb #e9673f00
 class Boxes(Need):
     "Masks from landmarks"
     name, alone = "boxes", False

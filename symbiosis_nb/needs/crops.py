@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['NO_FACE', 'CROPS', 'detected_faces', 'face_view', 'Crops']
 
-# %% ../../nbs/31a_needs.crops.ipynb #61f0807c
+# %% ../../nbs/31a_needs.crops.ipynb #c4f69b47
 import numpy as np
 
 from ..core import DataError, digest
 from ..data import crops
 from ..data.loaders import PATCHES, Augment, Field
 from ..data.pixels import ArrayStore, View, array_store, pixel_store
-from ..data.tables import AttributeTable, read_image, stamp
+from ..data.tables import AttributeTable
 from .base import Need, register_need
 
-# %% ../../nbs/31a_needs.crops.ipynb #ea42a805
+# %% ../../nbs/31a_needs.crops.ipynb #d99442cb
 NO_FACE = "no face found"
 
 def detected_faces(
@@ -23,13 +23,13 @@ def detected_faces(
 ) -> ArrayStore:  # rows are 14 float64: box, five landmarks; rows that are left out are not ok
     "The face of every image, found once: detection, or the annotation where a test image has none (general_to_specific, 3.4)"
     def one(i):
-        try: image = read_image(table.paths[i])
+        try: image = table.open(i)
         except DataError as e: return e
         face = crops.choose_face(crops.detect_faces(image), image.size, table.split[i], *_known(table, i))
         if face is None: return DataError(f"{table.paths[i]}: {NO_FACE}")
         marks = np.full(10, np.nan) if face.landmarks is None else np.ravel(face.landmarks)
         return np.concatenate([face.box, marks])
-    key = digest([stamp(p) for p in table.paths], table.split, table.boxes, table.landmarks)   # pictures and annotation: every attribute shares them
+    key = digest(table.pixels_digest, [p.name for p in table.paths], table.split, table.boxes, table.landmarks)   # not labels: attributes share them
     return array_store("faces", key, len(table), (14,), lambda rows: map(one, rows), np.float64, desc="finding faces")
 
 def _known(table, i):
@@ -61,7 +61,7 @@ def face_view(
     where = [table.frame, *known] if found is None else ["detected", found.digest]
     return View(f"face-{digest(scheme, border, redetect, *where)}", cut)
 
-# %% ../../nbs/31a_needs.crops.ipynb #417000f8
+# %% ../../nbs/31a_needs.crops.ipynb #10eab37f
 class Crops(Need):
     "A crop of every face; with detection, training images without a face are left out"
     name, squares, alone = "crop", True, False
@@ -71,7 +71,7 @@ class Crops(Need):
         found = detected_faces(job.table) if options.get("faces", "annotated") == "detected" else None
         how = {k: options[k] for k in ("border", "redetect") if k in options}
         view = face_view(job.table, options.get("scheme", "a"), side, found, **how)
-        store = pixel_store(job.table.paths, (side, side), view, job.on_bad if found is None else "skip")
+        store = pixel_store(job.table, (side, side), view, job.on_bad if found is None else "skip")
         faults = [p for p in store.problems if NO_FACE not in p]
         if faults and job.on_bad != "skip":
             raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)

@@ -7,7 +7,7 @@ __all__ = ['FITS', 'PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured
            'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store', 'job_parser',
            'SizedMasks', 'Masks']
 
-# %% ../../nbs/31c_needs.masks.ipynb #cccdc378
+# %% ../../nbs/31c_needs.masks.ipynb #6fa1d294
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from .base import Need, Ready, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
-# %% ../../nbs/31c_needs.masks.ipynb #ae89b724
+# %% ../../nbs/31c_needs.masks.ipynb #2bf3ae04
 def to_regions(table: ParsingTable, target: RegionVocab) -> ParsingTable:
     "`relabel` where there is a mapping, else the table as it is"
     known = target.name == table.regions.name or target.name in table.regions.merges
@@ -37,7 +37,7 @@ def to_regions(table: ParsingTable, target: RegionVocab) -> ParsingTable:
 def parsing_fields(table: ParsingTable, size: tuple) -> tuple:  # picture field, label store
     "A parsing set's pictures and labels at one size"
     view = pad_view(size)
-    return Field("image", pixel_store(table.paths, size, view)), label_store(table, size, view)
+    return Field("image", pixel_store(table, size, view)), label_store(table, size, view)
 
 def measured_on(split: np.ndarray) -> str:
     "The split that scores come from: the test split, else validation, else training, which is then said with them"
@@ -58,7 +58,7 @@ def is_drawn(name: str) -> bool:
     "Whether a table's name says that its pictures are synthetic"
     return "synthetic" in name.lower()
 
-# %% ../../nbs/31c_needs.masks.ipynb #060fe27d
+# %% ../../nbs/31c_needs.masks.ipynb #45711290
 def small(n: int, config: dict) -> nn.Module:
     "The small parser of the demo"
     return small_parser(n, config["width"])
@@ -99,7 +99,7 @@ def parser_run(
     table = to_regions(parsing, regions)
     config = parser_config(table, profile, seed, weights)
     folder = Path(out)/f"parser-{digest(config)}"
-    with folder_lock(folder):
+    with folder_lock(folder, done="done.json"):
         if not is_finished(folder): _train_parser(table, profile, config, weights, folder)
     return ParserRun(folder)
 
@@ -145,7 +145,7 @@ def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return parser_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31c_needs.masks.ipynb #6ed14bd1
+# %% ../../nbs/31c_needs.masks.ipynb #87dee0f3
 class SizedMasks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser: nn.Module, size: tuple): super().__init__(); self.parser, self.size = parser, size

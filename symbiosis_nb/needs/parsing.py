@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parsing']
 
-# %% ../../nbs/31d_needs.parsing.ipynb #11ca5f6a
+# %% ../../nbs/31d_needs.parsing.ipynb #eec8eab9
 from dataclasses import replace
 
 from ..core import default_device
@@ -16,7 +16,7 @@ from .base import Need, Ready, register_need
 from .masks import parsing_fields, require_parsing, to_regions
 from ..vocab import HELEN
 
-# %% ../../nbs/31d_needs.parsing.ipynb #2ed5b23a
+# %% ../../nbs/31d_needs.parsing.ipynb #e2379a0f
 class Parsing(Need):
     "Mixed mini-batches, `bs` pictures of each task"
     name, parses = "parsing", True

@@ -6,12 +6,11 @@
 __all__ = ['CHOICES', 'LEAST', 'SHARES', 'named', 'same_world', 'check', 'train_all', 'news_of', 'steps_of']
 
 # %% ../nbs/33a_campaign.ipynb #e06c48df
-import re
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
-from .core import DataError
+from .core import DataError, as_path, words
 from .data.tables import AttributeTable, ParsingTable
 from .jobs import make_job, resolve, weights_for
 from .kept import Run
@@ -33,13 +32,13 @@ def named(
     what: str = "method",
 ) -> list:
     "The names that were given; raises `ValueError` for an unknown one (with the nearest), for one given twice, and for none"
-    words = re.findall(r"[^\s,;]+", given) if isinstance(given, str) else list(given)
-    if words == ["all"]: return list(known)
-    if not words: raise ValueError(f"no {what} is named: give one or more of {', '.join(known)}, or all")
-    for w in words:
-        if w not in known: _refuse(what, w, list(known))
-        if words.count(w) > 1: raise ValueError(f"{what} {w} is named {words.count(w)} times: once is enough")
-    return words
+    names = words(given)
+    if names == ["all"]: return list(known)
+    if not names: raise ValueError(f"no {what} is named: give one or more of {', '.join(known)}, or all")
+    for n in names:
+        if n not in known: _refuse(what, n, list(known))
+        if names.count(n) > 1: raise ValueError(f"{what} {n} is named {names.count(n)} times: once is enough")
+    return names
 
 # %% ../nbs/33a_campaign.ipynb #916c609c
 _SKIP = ("raise", "skip")
@@ -89,7 +88,7 @@ def check(
 def _check_start(name, given):
     "Weights: there, and given where the paper's are a file that no package brings"
     file = weights_for(name, given.get("weights", ""))
-    if file not in (None, "imagenet", "scratch") and not Path(file).expanduser().is_file(): raise DataError(f"weights for {name}: there is no file {file}")
+    if file not in (None, "imagenet", "scratch") and not as_path(file).is_file(): raise DataError(f"weights for {name}: there is no file {file}")
     settings = {k: v for k, v in dict(weights=file, backbone=given.get("backbone")).items() if v}
     for part in get_method(name).parts or (name,): resolve(make_profile(given.get("profile", "demo"), **settings), get_method(part))
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['image_means', 'per_classifier', 'classifier_predictions', 'places_filled', 'locality', 'region_shares', 'share_where',
-           'group_parts', 'mask_answers', 'fine_detail', 'texture_kept', 'svm_scores', 'frozen_features']
+           'group_parts', 'mask_answers', 'held_pairs', 'region_ceiling', 'fine_detail', 'texture_kept', 'svm_scores',
+           'frozen_features']
 
 # %% ../nbs/53_readings.ipynb #2a97bbaf
 from pathlib import Path
@@ -22,12 +23,16 @@ from . import metrics as M, stats
 from .claims import Mean
 from .core import default_device
 from .data.loaders import Field, attribute_loader
-from .data.pixels import pixel_store
-from .data.tables import AttributeTable
+from .data.pixels import label_store, pixel_store
+from .data.tables import AttributeTable, ParsingTable
 from .localize import last_maps, unseen
+from .models.abstraction import recovered_regions
 from .models.symbiotic import kernel_atlas
+from .needs.abstraction import GeneratorRun, frame_view, pair_fields
+from .needs.masks import measured_on, to_regions
 from .plot import region_names
 from .runs import Run, load_model
+from .vocab import HELEN
 
 # %% ../nbs/53_readings.ipynb #ac261cc3
 def image_means(
@@ -56,7 +61,7 @@ def classifier_predictions(
 ) -> dict:                  # "AC1", ... (shallow to deep), "fused", "best single" -> test logits (N, NA)
     "What each classifier says of the test part, their fusion, and the one that is most accurate on the validation part"
     net = load_model(r.folder).model.to(default_device()).eval()
-    store = pixel_store(table.paths, tuple(r.config["profile"]["size"]), on_bad=on_bad)
+    store = pixel_store(table, tuple(r.config["profile"]["size"]), on_bad=on_bad)
     valid, test = (per_classifier(net, table, store, split) for split in ("valid", "test"))
     _, labels, known = r.predictions("valid")
     best = int(np.argmax([np.nanmean(M.accuracy(valid[:, k], labels, known)) for k in range(net.K)]))
@@ -118,6 +123,26 @@ def mask_answers(
     area = part.sum(2)[:, None]
     mean = torch.where(area > 0, torch.einsum("bgx,bpx->bgp", wide, part)/area.clamp(min=1), torch.nan)
     return mean.nanmean(0).numpy()
+
+# %% ../nbs/53_readings.ipynb #93b1e4d6
+def held_pairs(
+    drawer: GeneratorRun,
+    parsing: ParsingTable,  # that it was trained on
+) -> tuple:                 # photographs, targets (stores of (H, W, 3) uint8), rows of the part that it is measured on
+    "What a generator is measured on"
+    table = to_regions(parsing, HELEN)
+    photos, targets, *_ = (f.store for f in pair_fields(table, drawer.config))
+    return photos, targets, np.flatnonzero(table.split == measured_on(table.split))
+
+def region_ceiling(drawer: GeneratorRun, parsing: ParsingTable) -> pd.DataFrame:  # as `metrics.parsing_frame`
+    "How well regions can be read off the true targets, in the generator's size and frame"
+    table, size = to_regions(parsing, HELEN), tuple(drawer.config["size"])
+    labels = label_store(table, size, frame_view(table, size, drawer.config["frame"], labels=True))
+    photos, targets, rows = held_pairs(drawer, parsing)
+    planes = lambda store, part: store[part].permute(0, 3, 1, 2)/255
+    parts = np.array_split(rows, len(rows)//32 + 1)
+    each = [M.confusion(labels[p], recovered_regions(planes(targets, p), planes(photos, p)), len(HELEN)) for p in parts]
+    return M.parsing_frame(sum(each), HELEN.names)
 
 # %% ../nbs/53_readings.ipynb #50e1cd26
 def fine_detail(pictures) -> Tensor:  # (B, H, W, 3) in [0, 1] or 0..255 -> (B, H, W)

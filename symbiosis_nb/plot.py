@@ -345,14 +345,16 @@ def where_sheet(
 
 # %% ../nbs/41_plot.ipynb #3fe90b41
 def picture_rows(
-    kinds: dict,   # name -> (n, H, W, 3) pictures, 0..255 or in [0, 1]; as many columns as the shortest has
+    kinds: dict,   # name -> (n, H, W, 3) pictures, uint8 or in [0, 1]; as many columns as the shortest has
 ):
     "Rows of pictures, one kind each"
     n = min(map(len, kinds.values()))
     shape = next(iter(kinds.values()))[0].shape
     fig, axs = plt.subplots(len(kinds), n, figsize=(1.2*n, 1.2*len(kinds)*shape[0]/shape[1]), squeeze=False)
     for row, (name, images) in zip(axs, kinds.items()):
-        for ax, image in zip(row, images): ax.imshow(np.clip(np.asarray(image), 0, 255 if np.asarray(image).dtype == np.uint8 else 1)); ax.set(xticks=[], yticks=[])
+        for ax, image in zip(row, map(np.asarray, images)):
+            ax.imshow(image if image.dtype == np.uint8 else image.clip(0, 1))
+            ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, fontsize=8)
     return fig
 

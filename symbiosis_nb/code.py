@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['source_digest', 'plain_code', 'function_name', 'code_digest', 'module_digest', 'model_rooms']
 
-# %% ../nbs/25_code.ipynb #aa49029b
+# %% ../nbs/25_code.ipynb #efd0956f
 import ast, inspect, sys, sysconfig
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from pathlib import Path
 import symbiosis_nb
 from .core import digest
 
-# %% ../nbs/25_code.ipynb #19353019
+# %% ../nbs/25_code.ipynb #506c5c23
 def source_digest(
     thing,       # a function or a class
 ) -> str:        # 16 hexadecimal digits
@@ -47,7 +47,7 @@ def _bytecode(thing):
     code = thing.__code__
     return [thing.__name__, code.co_code, list(code.co_names), [str(c) for c in code.co_consts if not inspect.iscode(c)]]
 
-# %% ../nbs/25_code.ipynb #413c6e4f
+# %% ../nbs/25_code.ipynb #a2049d70
 def function_name(
     f,           # a function, or a `partial` of one
 ) -> str:        # for example "poly(power=0.9, hold=10)"
@@ -56,10 +56,11 @@ def function_name(
         bound = [*map(repr, f.args), *(f"{k}={v!r}" for k, v in f.keywords.items())]
         return f"{function_name(f.func)}({', '.join(bound)})"
     name = getattr(f, "__name__", "<nameless>")
-    if name.startswith("<"): raise ValueError("a schedule needs a name, because a run is found again by it: write `def mine(pct): ...` and pass mine")
+    if name.startswith("<"):
+        raise ValueError("a schedule needs a name, because a run is found again by it: write `def mine(pct): ...` and pass mine")
     return name if f.__module__.startswith("symbiosis_nb.") else f"{name} [{source_digest(f)[:8]}]"
 
-# %% ../nbs/25_code.ipynb #93786f45
+# %% ../nbs/25_code.ipynb #f07806d8
 def code_digest(
     build,       # the builder of a `Method`, or several functions and classes
 ) -> str:        # 16 hexadecimal digits
@@ -99,7 +100,7 @@ def _names(thing):
     cells = [c.cell_contents for c in thing.__closure__ or () if c.cell_contents is not thing]
     return [*found, *cells, *(thing.__defaults__ or ())]
 
-# %% ../nbs/25_code.ipynb #a980775a
+# %% ../nbs/25_code.ipynb #710f94b2
 @lru_cache
 def module_digest(name: str) -> str:
     "A digest of a module's code, without comments and docstrings"

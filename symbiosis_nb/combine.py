@@ -6,7 +6,7 @@
 __all__ = ['mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'schemes_of', 'train_attribute', 'valid_score',
            'map_jobs', 'chain_runs', 'gather_columns']
 
-# %% ../nbs/32b_combine.ipynb #9f4265bb
+# %% ../nbs/32b_combine.ipynb #97f19cf6
 import os
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ def mean_arrays(
 def _probability(logits): return 1/(1 + np.exp(-logits.astype(np.float64)))
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
-# %% ../nbs/32b_combine.ipynb #f1c409e6
+# %% ../nbs/32b_combine.ipynb #384549f7
 def joined_cost(
     used: list,               # the runs that predict together
     trained: list | None = None,  # all that had to be trained for it; default: the same
@@ -47,20 +47,20 @@ def joined_cost(
     costs = lambda key, runs: [r.done["cost"][key] for r in runs if r.done["cost"].get(key) is not None]
     return dict(parameters=sum(costs("parameters", used)), multiply_adds=sum(costs("multiply_adds", used)),
                 training_seconds=sum(costs("training_seconds", trained)), hardware=" + ".join(dict.fromkeys(costs("hardware", trained))),
-                peak_memory_mib=max(costs("peak_memory_mib", trained), default=None), predict_images_per_second=1/sum(1/v for v in costs("predict_images_per_second", used)))
+                peak_memory_mib=max(costs("peak_memory_mib", trained), default=None),
+                predict_images_per_second=1/sum(1/v for v in costs("predict_images_per_second", used)))
 
 def average_runs(job: Job, folder: Path, run_job: Callable):
     "Average the probabilities of the runs named by the method's `parts`; trains those that are missing"
-    names = job.method.parts
-    if job.start is not None: raise ValueError(f"{job.method.name} averages other runs and has no weights to start from: start its parts, {', '.join(names)}")
-    parts = [run_job(job.of(name)) for name in names]
+    parts = [run_job(job.of(name)) for name in job.method.parts]
     finish(job, folder, mean_arrays(parts), parts[0].log.iloc[:0], None, joined_cost(parts), parts=[r.folder.name for r in parts])
 
 # %% ../nbs/32b_combine.ipynb #e0aa3f76
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
     "The same images with one attribute"
     t = table.names.index(name)
-    return replace(table, vocab=AttributeVocab(f"{table.vocab.name}, {name}", (name,)), labels=table.labels[:, [t]], known=table.known[:, [t]])
+    vocab = AttributeVocab(f"{table.vocab.name}, {name}", (name,))
+    return replace(table, vocab=vocab, labels=table.labels[:, [t]], known=table.known[:, [t]])
 
 def schemes_of(
     step: str,     # "common" or "own"
@@ -72,7 +72,7 @@ def schemes_of(
     if own == "search": return "abcdefgh"
     return (own or {}).get(name) or crops.crop_assignment()[name]
 
-# %% ../nbs/32b_combine.ipynb #81516243
+# %% ../nbs/32b_combine.ipynb #32db5ee3
 def train_attribute(
     name: str,           # of the attribute
     job: Job,            # of a chain
@@ -93,7 +93,7 @@ def valid_score(r: Run) -> float:
     "Validation average precision of a single attribute; 0 where it cannot be told"
     return float(np.nan_to_num(M.average_precision(*r.predictions("valid"))[0])) if "valid_targets" in r.arrays else 0.
 
-# %% ../nbs/32b_combine.ipynb #c4a33ca8
+# %% ../nbs/32b_combine.ipynb #3580f25a
 def map_jobs(
     f: Callable,    # of one item; what goes to other processes must be importable
     items: list,
@@ -103,7 +103,8 @@ def map_jobs(
     "`f` of every item, here or in other processes: as many at once as there are cores for, or as the cluster gives"
     if executor is None: return [f(x) for x in items]
     try: import submitit
-    except ImportError: raise ImportError("training in other processes needs submitit: pip install 'symbiosis_nb[cluster]', or leave executor=None") from None
+    except ImportError:
+        raise ImportError("training in other processes needs submitit: pip install 'symbiosis_nb[cluster]', or leave executor=None") from None
     pool = executor
     if isinstance(executor, str):
         pool = submitit.AutoExecutor(folder/"submitit", cluster=executor)
@@ -131,7 +132,8 @@ def chain_runs(job: Job, folder: Path, run_job: Callable):
     runs = {n: Run(f[-1]) for n, f in trained.items()}
     steps = [Run(f) for fs in trained.values() for f in fs] + ([joint] if joint else [])
     costs = joined_cost([*runs.values(), *([joint] if partly else [])], steps)
-    finish(job, folder, gather_columns(runs, joint, every), steps[0].log.iloc[:0], None, costs, **_members(runs, joint, every), bad_images=steps[0].done["bad_images"])
+    more = dict(_members(runs, joint, every), bad_images=steps[0].done["bad_images"])
+    finish(job, folder, gather_columns(runs, joint, every), steps[0].log.iloc[:0], None, costs, **more)
 
 def _joint_run(job, run_job):
     "Step 1 of a chain, the same run as when it is asked for by its own name"

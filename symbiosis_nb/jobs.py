@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job', 'weights_for',
            'paper_recipe']
 
-# %% ../nbs/31f_jobs.ipynb #648c967d
+# %% ../nbs/31f_jobs.ipynb #c71e218d
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .needs import abstraction, boxes, crops, masks, parsing   # every need is k
 from .needs.base import Need
 from .recipes import PROFILES, Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #bbc2a68d
+# %% ../nbs/31f_jobs.ipynb #59ff105c
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -45,11 +45,12 @@ class Job:
     def config(self) -> dict:
         "What is written to config.json, and digested"
         t, m = self.table, self.method
-        given = dict(method=m.name, paper=m.paper, code=method_code(m), data=t.name, data_digest=t.digest, frame=t.frame, exif=t.exif, background=t.background,
-                     vocab=t.vocab.name, attributes=list(t.names), groups={k: list(v) for k, v in t.vocab.groups.items()},
-                     counts=t.counts(), profile=self.settings(), seed=self.seed, options=self.options, parsing=self._parsing(), on_bad=self.on_bad,
+        data = dict(data=t.name, data_digest=t.digest, frame=t.frame, exif=t.exif, background=t.background, counts=t.counts(),
+                    vocab=t.vocab.name, attributes=list(t.names), groups={k: list(v) for k, v in t.vocab.groups.items()})
+        asked = dict(profile=self.settings(), seed=self.seed, options=self.options, parsing=self._parsing(), on_bad=self.on_bad,
                      view=m.need.view(self), learned_from=self.learned_from())
-        return given if self.start is None else given | dict(start=Path(self.start).name)
+        start = {} if self.start is None else dict(start=Path(self.start).name)
+        return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start)
 
     def learned_from(self) -> list:
         "Names of everything a run learns from: the table, the parsing set, and what its start had learned from"
@@ -61,8 +62,9 @@ class Job:
     def settings(self) -> dict:
         "The profile as JSON takes it, without what the method does not use"
         p, m = self.profile, self.method
-        plain = dict(name=p.name, size=list(p.size), backbone=p.backbone, width=p.width, weights=p.weights and str(p.weights), recipe=p.recipe.plain(), limit=p.limit,
-                     parser=p.parser, parser_recipe=p.parser_recipe.plain(), mask_share=p.mask_share, precision=p.precision, augment=p.augment)
+        plain = dict(name=p.name, size=list(p.size), backbone=p.backbone, width=p.width, weights=p.weights and str(p.weights), stride=p.stride,
+                     recipe=p.recipe.plain(), limit=p.limit, parser=p.parser, parser_recipe=p.parser_recipe.plain(),
+                     mask_share=p.mask_share, precision=p.precision, augment=p.augment)
         if p.loss: plain["loss"] = p.loss
         if "generator" in m.need.uses: plain["generator"] = p.generator.plain()
         if m.chain: plain |= dict(attributes=list(p.attributes), tune=p.tune and p.tune.plain())
@@ -74,12 +76,14 @@ class Job:
         return dict(name=self.parsing.name, digest=self.parsing.digest, regions=list(self.parsing.regions.names))
 
     def balance(self) -> np.ndarray | None:
-        "Weights of positives and negatives, (2, NA), where the profile asks for them (symbiosis, 2.5); raises `DataError` where training never shows an attribute"
+        "Weights of positives and negatives, where the profile asks for them (symbiosis, 2.5); raises `DataError` for an attribute never shown"
         if self.profile.loss is None: return None
         if self.profile.loss != "balanced": raise ValueError(f"loss is None or 'balanced', not {self.profile.loss!r}")
         rates = self.table.prevalence("train")
         unseen = [n for n, r in zip(self.table.names, rates) if np.isnan(r)]
-        if unseen: raise DataError(f"{self.table.name}: no training label of {', '.join(unseen)} is known, so loss='balanced' has no weight for it: leave the attribute out")
+        if unseen:
+            why = f"no training label of {', '.join(unseen)} is known, so loss='balanced' has no weight for it: leave the attribute out"
+            raise DataError(f"{self.table.name}: {why}")
         return balance_weights(rates)
 
     @property
@@ -102,18 +106,20 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #e02d21c8
+# %% ../nbs/31f_jobs.ipynb #420cd35c
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method; raises `DataError` where the paper's weights are a file that was not passed"
     size = tuple(profile.size or m.size)
+    recipe = replace(profile.recipe or m.recipe, **profile.changes).longer(profile.longer)
     return replace(profile, size=square(size) if m.need.squares else size, backbone=profile.backbone or m.trunk,
-                   recipe=replace(profile.recipe or m.recipe, **profile.changes).longer(profile.longer), changes={}, longer=1., weights=_weights(profile, m))
+                   recipe=recipe, changes={}, longer=1., weights=_weights(profile, m))
 
 def _weights(profile, m):
     "The trunk's first weights: as asked; else the paper's, where trunk and size are the paper's too"
     if profile.weights: return None if profile.weights == "scratch" else profile.weights
     if profile.backbone is not None or profile.size is not None: return None
-    if m.weights == "file": raise DataError(f"{m.title} starts from weights that no package brings. {m.note} Or pass weights='scratch', which its row then says")
+    if m.weights == "file":
+        raise DataError(f"{m.title} starts from weights that no package brings. {m.note} Or pass weights='scratch', which its row then says")
     return m.weights
 
 def job_options(profile: Profile, m: Method) -> dict:
@@ -124,7 +130,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #003d2665
+# %% ../nbs/31f_jobs.ipynb #0204a593
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -134,7 +140,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #57b8a83b
+# %% ../nbs/31f_jobs.ipynb #03e566e7
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,
@@ -152,24 +158,29 @@ def make_job(
     serves = twin if twin and resolve(asked, twin) == p else m
     where = {k: as_path(v) if k in ("out", "start") and v is not None else v for k, v in where.items()}
     table = limit_table(table, p.limit)
-    _check(table, serves)
+    _check(table, serves, where.get("start"))
     return Job(serves, table, replace(p, attributes=_own_networks(p, table)), seed, options=options, called=m.name, **where)
 
-def _check(table, m):
-    "What can be known before training; raises `DataError`"
+def _check(table, m, start):
+    "What can be known before training; raises `DataError`, or `ValueError` for settings that do not go together"
+    if m.parts and start is not None:
+        raise ValueError(f"{m.name} averages other runs and has no weights to start from: start its parts, {', '.join(m.parts)}")
     if not len(table): raise DataError(f"{table.name} is empty")
     empty = [s for s in ("train", "test") if not (table.split == s).any()]
-    if empty: raise DataError(f"{table.name} has no {' and no '.join(empty)} part, so there is nothing to {'learn from' if 'train' in empty else 'measure on'}: "
-                              f"its parts are {table.counts()}. Bring the partition file, or give split=")
+    if empty:
+        purpose = "learn from" if "train" in empty else "measure on"
+        raise DataError(f"{table.name} has no {' and no '.join(empty)} part, so there is nothing to {purpose}: "
+                        f"its parts are {table.counts()}. Bring the partition file, or give split=")
     if m.groups and not table.vocab.groups:
-        raise DataError(f"{m.name} needs groups of attributes, and {table.vocab.name} has none: AttributeVocab(name, names, groups=dict(eyes=(...), ...))")
+        how = "AttributeVocab(name, names, groups=dict(eyes=(...), ...))"
+        raise DataError(f"{m.name} needs groups of attributes, and {table.vocab.name} has none: {how}")
 
 def _own_networks(p, table):
     "The attributes with a network of their own: those of the profile that the table has, all of it where it has none of them"
     if p.attributes != PROFILES[p.name].attributes: return p.attributes   # asked for by name: `combine` refuses what is not there
     return tuple(a for a in p.attributes if a in table.names)
 
-# %% ../nbs/31f_jobs.ipynb #c3c53a1c
+# %% ../nbs/31f_jobs.ipynb #163dafcc
 def weights_for(
     method: str,       # a name from `METHODS`
     given: str = "",   # "general_to_specific=vgg_face.pth pse_a=alexnet.safetensors", one file for all, or "scratch"
@@ -182,7 +193,7 @@ def weights_for(
     rest = [w for w in given.split() if "=" not in w]
     return pairs.get(method) or pairs.get(m.paper) or (rest[0] if rest else None)
 
-# %% ../nbs/31f_jobs.ipynb #759ae976
+# %% ../nbs/31f_jobs.ipynb #61626b8b
 SIZES = dict(CelebA=162_770, LFWA=6_263, WIDER=28_345, Berkeley=4_013)   # training samples of the papers' protocols
 
 def paper_recipe(
@@ -196,5 +207,6 @@ def paper_recipe(
     per_epoch, length = samples//r.bs, r.iterations or r.epochs*(samples//r.bs)
     return dict(method=m.name, data=data, trunk=p.backbone, size=f"{p.size[0]} x {p.size[1]}", weights=p.weights or "scratch",
                 training_samples=samples, batch=r.bs, iterations=length, passes=round(length/per_epoch, 2), ends_when_flat=r.patience or "",
-                optimizer=r.optimizer, rate=r.lr, schedule=function_name(r.schedule), momentum=r.mom, decay=r.wd, group_rates=r.group_lrs or "",
+                optimizer=r.optimizer, rate=r.lr, schedule=function_name(r.schedule), momentum=r.mom, decay=r.wd,
+                group_rates=r.group_lrs or "",
                 needs=m.needs or "", chain=" > ".join(m.chain), options=m.options or "", note=m.note)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'keep', 'keep_helper']
 
-# %% ../nbs/24_kept.ipynb #e1a69e87
+# %% ../nbs/24_kept.ipynb #029e77d9
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from . import metrics as M
 from .core import DataError, as_path, atomic_write, fingerprint, read_json, write_json
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/24_kept.ipynb #5fa025e9
+# %% ../nbs/24_kept.ipynb #72fff831
 @dataclass
 class Kept:
     "A finished network's folder: a parser's, a generator's, or, as `Run`, an attribute method's"
@@ -50,7 +50,7 @@ class Kept:
         "The trained weights by name"
         return load_file(self.folder/"model.safetensors")
 
-# %% ../nbs/24_kept.ipynb #96ab6011
+# %% ../nbs/24_kept.ipynb #121c562e
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")   # of a run, before done.json
 NETWORK_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")   # of a parser or generator
 
@@ -64,7 +64,7 @@ def missing_files(folder: Path, files: tuple = NETWORK_FILES) -> list:
     "Names of the files that a finished folder would have and this one has not"
     return [f for f in (*files, "done.json") if not (Path(folder)/f).is_file()]
 
-# %% ../nbs/24_kept.ipynb #b2fda9aa
+# %% ../nbs/24_kept.ipynb #6e562b68
 def labelled(
     arrays: dict,              # of predictions.npz
     split: str = "test",       # or "valid"
@@ -75,7 +75,7 @@ def labelled(
     return arrays[f"{split}_{which}"], np.nan_to_num(targets), ~np.isnan(targets)
 
 def score(arrays: dict, vocab: AttributeVocab, which: str = "selected") -> pd.DataFrame:  # attribute x metric
-    "Per-attribute scores on the test split, with thresholds tuned on validation where there is one; raises `DataError` for logits that are none"
+    "Per-attribute scores on the test split, with thresholds tuned on validation; raises `DataError` for logits that are not finite"
     for split in ("valid", "test"):
         if f"{split}_targets" in arrays: _refuse_nan(arrays[f"{split}_{which}"], vocab.names, split)
     tuned = M.best_thresholds(*labelled(arrays, "valid", which)) if "valid_targets" in arrays else None
@@ -83,9 +83,10 @@ def score(arrays: dict, vocab: AttributeVocab, which: str = "selected") -> pd.Da
 
 def _refuse_nan(logits, names, split):
     lost = [n for n, good in zip(names, np.isfinite(logits).all(0)) if not good]
-    if lost: raise DataError(f"the {split} logits of {', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''} are not finite: there is nothing to score")
+    more = " and others" if len(lost) > 5 else ""
+    if lost: raise DataError(f"the {split} logits of {', '.join(lost[:5])}{more} are not finite: there is nothing to score")
 
-# %% ../nbs/24_kept.ipynb #392a0e85
+# %% ../nbs/24_kept.ipynb #e7d91dc4
 @dataclass
 class Run(Kept):
     "A finished run; raises `DataError` for a folder that is not one"
@@ -124,7 +125,7 @@ class Run(Kept):
         "What belongs together in the test part: images of one person, boxes of one image; None: nothing"
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
-# %% ../nbs/24_kept.ipynb #6020801f
+# %% ../nbs/24_kept.ipynb #ae02c809
 def keep(
     folder: Path,
     config: dict,               # what was asked
@@ -142,13 +143,14 @@ def keep(
     if model is not None: _write_weights(folder/"model.safetensors", model)
     write_json(folder/"config.json", config)
     write_json(folder/"done.json", dict(done, fingerprint=fingerprint()))
-    for left in (folder/"checkpoint.pt", *folder.glob(".*.tmp")): left.unlink(missing_ok=True)   # also what a killed process left half-written
+    killed = folder.glob(".*.tmp")   # what a killed process left half-written
+    for left in (folder/"checkpoint.pt", *killed): left.unlink(missing_ok=True)
 
 def _write_weights(path, model):
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     with atomic_write(path) as tmp: save_file(plain, tmp)
 
-# %% ../nbs/24_kept.ipynb #03c85d96
+# %% ../nbs/24_kept.ipynb #65091e04
 def keep_helper(
     helper: Kept,   # a parser or a generator
     name: str,      # under which it is kept: "parser" or "generator"

@@ -58,7 +58,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #e454d769
+# %% ../nbs/31_learner.ipynb #e2ed74fe
 def nesterov_step(p, lr, mom, grad_avg, **kwargs):
     "A step along the gradient and the momentum to come, as `torch.optim.SGD(nesterov=True)`"
     p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
@@ -70,7 +70,7 @@ def nesterov(params, lr, mom: float = .9, wd: float = 0.) -> Optimizer:
 OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False),
                   sgd=partial(SGD, decouple_wd=False), nesterov=nesterov)
 
-# %% ../nbs/31_learner.ipynb #9971a3ff
+# %% ../nbs/31_learner.ipynb #d4235776
 def measured_precision(
     dls,                # from `data.loaders`
     model: nn.Module,   # not changed
@@ -148,10 +148,11 @@ class ResumableLearner(Learner):
 
     def export(self, *args, **kwargs):
         "fastai pickles the learner, data and all; what is worth keeping is the predictor"
-        raise NotImplementedError("a learner of stores is not pickled: Predictor.from_learner(learn) answers for photographs, its to_onnx(file) keeps it; learn.save and load keep weights")
+        raise NotImplementedError("a learner of stores is not pickled: Predictor.from_learner(learn) answers for photographs, "
+                                  "its to_onnx(file) keeps it; learn.save and load keep weights")
 
     def tta(self, ds_idx: int = 1, **kwargs):
-        "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` for models that take more than pictures"
+        "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` where a model takes more"
         dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
         if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
         both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid())/2, 1e-7)
@@ -299,7 +300,8 @@ def distributed(
     rank, processes = process_rank()
     if processes == 1: yield; return
     try: from fastai.distributed import DistributedTrainer  # gives learners `distrib_ctx`
-    except NameError: raise ImportError("training on several processes needs the accelerate package: pip install 'symbiosis_nb[distributed]'") from None
+    except NameError:
+        raise ImportError("training on several processes needs the accelerate package: pip install 'symbiosis_nb[distributed]'") from None
     DistributedTrainer._wrap_dl = lambda self, dl: dl  # our loaders share batches themselves, on CPUs too
     learn.dls.train.share = (rank, processes)  # validation is everybody's, so that all select the same weights
     try:

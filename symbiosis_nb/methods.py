@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'SSP_START', 'SSP_AREA',
-           'INCEPTION', 'BLAN_RECIPE', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ', 'ABSTRACTION_RECIPE',
-           'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'G2S_LFWA', 'ONE_LFWA', 'CHAINS', 'VGG_FACE', 'BEST',
-           'Build', 'Method', 'family', 'register', 'get_method']
+           'INCEPTION', 'BLAN_RECIPE', 'BLAN_LFWA', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ',
+           'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'G2S_LFWA', 'ONE_LFWA', 'CHAINS',
+           'VGG_FACE', 'BEST', 'Build', 'Method', 'family', 'register', 'get_method']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
 from dataclasses import dataclass, field, replace
@@ -39,12 +39,13 @@ class Build:
     weights: str | None = None    # of the trunk
     n_regions: int = 7            # masks that come with a picture
     options: dict = field(default_factory=dict)  # keywords of the method's model, for ablations
+    stride: int | None = None     # of the trunk's last map; None: its own
 
     @property
     def n(self) -> int: return len(self.vocab)
     def trunk(self, in_channels: int = 3) -> Backbone:
         "The trunk, with its weights where it takes pictures"
-        return backbone(self.backbone, self.width, self.weights if in_channels == 3 else None, in_channels)
+        return backbone(self.backbone, self.width, self.weights if in_channels == 3 else None, in_channels, stride=self.stride)
 
 @dataclass(frozen=True)
 class Method:
@@ -54,14 +55,14 @@ class Method:
     title: str                     # as reports show it
     build: Callable | None = None  # `Build` -> model; None for a combination of other methods
     rows: tuple = ()               # (paper, table, printed method name)
-    needs: str | None = None       # name of a `Need`: "masks", "boxes" (masks from landmarks), "parsing" (mixed training), "abstraction", "crop"
-    same_as: str = ""              # method with the same model, which differs by trunk, size and recipe only: where these are equal, one run serves both
+    needs: str | None = None       # name of a `Need`: "masks", "boxes" (from landmarks), "parsing" (mixed training), "abstraction", "crop"
+    same_as: str = ""              # method with the same model: where trunk, size and recipe are equal too, one run serves both
     parts: tuple = ()              # names of the methods whose probabilities are averaged instead of training one
-    chain: tuple = ()              # networks that start from each other: "joint" for all attributes, then "common" and "own" crop for one each
+    chain: tuple = ()              # networks that start from each other: "joint" for all, then "common" and "own" crop for one attribute each
     trunk: str = "vgg_like"        # the paper's
     size: tuple = (218, 178)       # the paper's input, (height, width)
     groups: bool = False           # the model branches by the vocabulary's groups
-    weights: str | None = None     # the paper's start of the trunk: None (scratch), "imagenet", or "file", one that no package brings (see `note`)
+    weights: str | None = None     # the trunk's start: None (scratch), "imagenet", or "file", one that no package brings (see `note`)
     recipe: Recipe = Recipe()      # the paper's training
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     sets: dict = field(default_factory=dict)     # data set ("LFWA", "WIDER", "Berkeley") -> the fields that its paper changes there
@@ -76,7 +77,7 @@ class Method:
         "The method as its paper trains it on a data set"
         return replace(self, **self.sets.get(family(data), {}))
 
-FAMILIES = dict(LFWA=("LFWA", "shifted"), WIDER=("WIDER",), Berkeley=("Berkeley",))   # data set -> what its tables are called, synthetic ones too
+FAMILIES = dict(LFWA=("LFWA", "shifted"), WIDER=("WIDER",), Berkeley=("Berkeley",))   # data set -> what its tables are called
 
 def family(
     data: str,   # name of a table
@@ -85,7 +86,8 @@ def family(
     return next((f for f, names in FAMILIES.items() if any(n in data for n in names)), "CelebA")
 
 # %% ../nbs/30_methods.ipynb #afeebb88
-VGG_RECIPE = Recipe(lr=1e-2, iterations=101_730, bs=32, optimizer="nesterov", schedule=partial(poly, power=.9, hold=10), wd=5e-4, augment=MIRROR)
+VGG_RECIPE = Recipe(lr=1e-2, iterations=101_730, bs=32, optimizer="nesterov", schedule=partial(poly, power=.9, hold=10), wd=5e-4,
+                    augment=MIRROR)
 SA_RECIPE = replace(VGG_RECIPE, bs=16)  # 16 pictures of each task: 10 passes over CelebA, where the older models make 20
 SMALL_SET = 30_000  # iterations on the small sets: what the authors' later code trains on LIP, of the size of WIDER; the paper is silent
 
@@ -97,7 +99,7 @@ def register(
     *methods: Method,
     listed: bool = True,  # False: among `VARIANTS`
 ):
-    "Add methods to the registry; one defined again, as in a cell that is run again, replaces the first. Raises `ValueError` for a name of the package's own"
+    "Add methods to the registry; one defined again replaces the first. Raises `ValueError` for a name of the package's own"
     for m in methods:
         if m.name in OURS: raise ValueError(f"{m.name!r} is a method of this package: give yours another name")
         METHODS.pop(m.name, None); VARIANTS.pop(m.name, None)
@@ -116,8 +118,8 @@ def _symbiosis(name, title, printed, build, tables=("1", "2"), **kwargs):
     return Method(name, "symbiosis", title, build, rows, recipe=recipe, sets=dict(LFWA=small, WIDER=small, Berkeley=small), **kwargs)
 
 # The paper's figure averages region vectors over all H x W places, which leaves them small; it prints no schedule. The authors' later code
-# divides by each mask's sum. Of four readings (area, area times the number of regions, mask sum, each with an even start of the localisation
-# branch, and the literal start) the validation split of the real sample chose this one. `ssp_area` is the figure's.
+# divides by each mask's sum. Of four readings (area, area times the number of regions, mask sum, each with an even start of the
+# localisation branch, and the literal start) the validation split of the real sample chose this one. `ssp_area` is the figure's.
 SSP_START = dict(norm="mask", even_start=True)
 SSP_AREA = dict(norm="area", even_start=False)
 INCEPTION = dict(tables=("1", "3", "4", "5", "6"), trunk="inception_v3", size=(299, 299), weights="imagenet", recipe=SA_RECIPE)
@@ -137,41 +139,45 @@ register(
     _symbiosis("bbox", "BBox", "BBox", lambda b: BBoxNet(b.trunk(), b.n, **b.options), needs="boxes", options=SSP_START,
                note="region vectors divided by the box's sum, as in SSP"),
     _symbiosis("ssp", "SSP", "SSP", _ssp, needs="masks", options=SSP_START,
-               note="region vectors divided by the mask's sum, as the authors' later code does; a reading, chosen on validation: ssp_area is the figure's"),
+               note="vectors divided by the mask's sum, as in the authors' later code; a reading, chosen on validation: ssp_area is the figure's"),
     _symbiosis("ssp_area", "SSP (area)", "SSP", _ssp, needs="masks", options=SSP_AREA,
-               note="region vectors divided by the number of places, and a random start of the localisation branch: the paper's figure taken literally"),
+               note="vectors divided by the number of places, and a random start of the localisation branch: the figure taken literally"),
     _symbiosis("ssg", "SSG", "SSG", lambda b: SSGNet(b.trunk(), b.n, b.n_regions, **b.options), needs="masks"),
     _symbiosis("ssp_ssg", "SSP + SSG", "SSP + SSG", None, tables=("1", "2", "5"), parts=("ssp", "ssg")),
-    _symbiosis("inception", "Inception-V3 baseline", "Inception-V3: baseline", lambda b: AvgPool(b.trunk(), b.n), same_as="avg_pool", **INCEPTION),
+    _symbiosis("inception", "Inception-V3 baseline", "Inception-V3: baseline", lambda b: AvgPool(b.trunk(), b.n), same_as="avg_pool",
+               **INCEPTION),
     _symbiosis("sa", "SA", "Symbiotic Augmentation (SA)", _sa, needs="parsing", **INCEPTION),
 )
 
 # %% ../nbs/30_methods.ipynb #1b32f89b
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, optimizer="plain_adam", schedule=steps, wd=0., augment=MIRROR)
+BLAN_LFWA = dict(size=(224, 224), recipe=BLAN_RECIPE.longer(3))
 PSE_CROPS = dict(augment=replace(MIRROR, shift=29/512), margin=256/227)   # any 227 of 256 pixels; the middle when measuring
 PSE_RECIPE = Recipe(lr=5e-3, iterations=20_000, bs=256, optimizer="sgd", schedule=poly, wd=5e-4, **PSE_CROPS)
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
     recipe=Recipe(lr=1e-4, iterations=10_000, bs=256, optimizer="sgd", schedule=partial(steps, at=(30*636/10_000,)), wd=1e-4,
                   augment=replace(MIRROR, shift=16/256), margin=256/224))
-PSE_LFWA = dict(recipe=replace(PSE_RECIPE, schedule=partial(steps, at=(.5,))))   # the rate falls every 10,000 iterations; the paper gives no length
+PSE_LFWA = dict(recipe=replace(PSE_RECIPE, schedule=partial(steps, at=(.5,))))   # falls every 10,000 iterations; the paper gives no length
 
-CVGJ = ("The paper starts from ImageNet weights of AlexNet-cvgj, published for Caffe only: bring alexnet_cvgj_iter_320000.caffemodel, convert it once with "
-        "models.caffe.convert_alexnet_cvgj(FILE, OUT) and pass weights=OUT.")
+CVGJ = ("The paper starts from ImageNet weights of AlexNet-cvgj, published for Caffe only: bring alexnet_cvgj_iter_320000.caffemodel, "
+        "convert it once with models.caffe.convert_alexnet_cvgj(FILE, OUT) and pass weights=OUT.")
 
 def _pse(name, title, printed, build, lfwa=True):
     rows = (("pse", "1", f"{printed}-Alex"), *([("pse", "2", f"{printed}-Alex")] if lfwa else []), ("pse", "1", f"{printed}-SE"))
-    return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", groups=True, sets=dict(LFWA=PSE_LFWA), note=CVGJ)
+    return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", groups=True,
+                  sets=dict(LFWA=PSE_LFWA), note=CVGJ)
 
 register(
-    Method("blan", "blan", "BLAN", lambda b: BLAN(b.n, b.trunk(), b.size, **b.options), (("blan", "7", "BLAN (w/ OS)"), ("blan", "3", "BLAN (w/ OS)")),
-           trunk="resnet34", size=(256, 256), weights="imagenet", recipe=BLAN_RECIPE, sets=dict(LFWA=dict(size=(224, 224), recipe=BLAN_RECIPE.longer(3)))),
+    Method("blan", "blan", "BLAN", lambda b: BLAN(b.n, b.trunk(), b.size, **b.options), tuple(("blan", t, "BLAN (w/ OS)") for t in "73"),
+           trunk="resnet34", size=(256, 256), weights="imagenet", recipe=BLAN_RECIPE, sets=dict(LFWA=BLAN_LFWA)),
     _pse("dmtl", "DMTL (PSE's baseline)", "Baseline", lambda b: GroupNet(b.trunk(), b.vocab.group_indices(), b.size, **b.options)),
     _pse("pse_a", "PSE(a)", "PSE(a)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "fc", b.size, **b.options), lfwa=False),
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
 )
 
 # %% ../nbs/30_methods.ipynb #219ea111
-ABSTRACTION_RECIPE = Recipe(lr=1e-3, iterations=46_000, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4, augment=MIRROR)
+ABSTRACTION_RECIPE = Recipe(lr=1e-3, iterations=46_000, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4,
+                            augment=MIRROR)
 ABSTRACTION_LFWA = dict(trunk="resnet18", recipe=replace(ABSTRACTION_RECIPE, iterations=2_500, schedule=partial(steps, at=(.4, .8))))
 
 def _with_loss(model, loss="sigmoid"):
@@ -208,7 +214,7 @@ def _joint_net(b):
     "VGG-16 with its three layers, from a VGG-Face file where one is given; other trunks with average pooling"
     vgg, options = b.backbone == "vgg16", {k: v for k, v in b.options.items() if k in ("hidden", "dropout")}
     face = vgg and b.weights not in (None, "imagenet")
-    net = JointNet(backbone(b.backbone, b.width) if face else b.trunk(), b.n, b.size if vgg else None, **options)
+    net = JointNet(backbone(b.backbone, b.width, stride=b.stride) if face else b.trunk(), b.n, b.size if vgg else None, **options)
     if face: net.start_from_vgg_face(b.weights)
     return net
 
@@ -225,8 +231,8 @@ def _g2s(*chain, rows=()):
 BEST = tuple(("general_to_specific", table, "Ours") for table in "23")
 register(_g2s("joint"), _g2s("joint", "common"), _g2s("joint", "common", "own", rows=BEST))
 register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"),
-         Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16", size=(224, 224),
-                recipe=ONE_RECIPE, weights="file", sets=dict(LFWA=ONE_LFWA), note=VGG_FACE), listed=False)
+         Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16",
+                size=(224, 224), recipe=ONE_RECIPE, weights="file", sets=dict(LFWA=ONE_LFWA), note=VGG_FACE), listed=False)
 
-# %% ../nbs/30_methods.ipynb #3cdea983
+# %% ../nbs/30_methods.ipynb #9e6fd5ab
 OURS.update(METHODS, VARIANTS)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'opener_of', 'find_faces', 'Predictor', 'several', 'picture_names']
 
-# %% ../nbs/32c_predictor.ipynb #b354cc5d
+# %% ../nbs/32c_predictor.ipynb #9cc3677a
 import copy, json, os, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #a4ea83a5
+# %% ../nbs/32c_predictor.ipynb #d4bd395b
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
@@ -37,7 +37,9 @@ class WithHelper(nn.Module):
         self.model, self.helper = model, helper
     def extras(self, x, seen=None) -> tuple:
         "What the model takes beside the pictures; `seen` are the same pictures at the helper's own size"
-        return () if self.helper is None else (self.helper(x if seen is None else seen, x.shape[-2:]),)
+        if self.helper is None: return ()
+        if self.wants is None: return (self.helper(x),)
+        return (self.helper(x if seen is None else seen, x.shape[-2:]),)
     def forward(self, x, seen=None): return self.model(x, *self.extras(x, seen))
 
     @property
@@ -45,14 +47,16 @@ class WithHelper(nn.Module):
         "Height and width of the pictures that the helper should be given; None: any"
         return getattr(self.helper, "wants", None)
 
-def load_model(folder: str | Path) -> nn.Module:  # pictures (B, 3, H, W), normalised -> logits (B, NA); chains take their crops, (B, K, 3, H, W)
-    "The trained model of a run folder, in evaluation mode, with its helper where it needs one; raises `DataError` when it cannot stand alone"
+def load_model(
+    folder: str | Path,  # of a finished run
+) -> nn.Module:          # pictures (B, 3, H, W), normalised -> logits (B, NA); chains take their crops, (B, K, 3, H, W)
+    "The trained model of a run, in evaluation mode, with its helper where it needs one; raises `DataError` when it cannot stand alone"
     r = Run(folder); m = get_method(r.config["method"])
     if m.parts: return Averaged([load_model(r.folder.parent/name) for name in r.done["parts"]]).eval()
     if m.chain: return _chain_model(r)
     p = r.config["profile"]
     helper = m.need.restore(r.folder, p)
-    model = m.build(Build(r.vocab, tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, r.config["options"]))
+    model = m.build(Build(r.vocab, tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, r.config["options"], p.get("stride")))
     model.load_state_dict(r.weights())
     model.to(memory_format=torch.channels_last)
     return WithHelper(model, helper).eval().to(default_device())
@@ -74,7 +78,7 @@ class Look:
     stacked: bool = False     # several crops, stacked
     border: str = "replicate"
     redetect: bool = False    # the face is found again in the turned picture
-    faces: str = "template"   # where the face is: the "template" box, the "centre", "detected", or "annotated": detection stands in for that
+    faces: str = "template"   # where the face is: the "template" box, "centre", "detected", or "annotated" (detection stands in for that)
     margin: float = 1.        # the picture is made so much larger than the model sees, which is its middle
 
     def __call__(self, image: Image.Image, face=None) -> np.ndarray:  # (H, W, 3), or (K, H, W, 3) when stacked
@@ -86,7 +90,8 @@ class Look:
 
     def framed(self, image, face):
         "The photograph in the run's frame, around a face; raises `ValueError` for runs on whole persons"
-        if self.frame == "box": raise ValueError("this run was trained on boxes of whole persons: cut them out and call the predictor on them")
+        if self.frame == "box":
+            raise ValueError("this run was trained on boxes of whole persons: cut them out and call the predictor on them")
         if self.frame == "aligned": return crops.align_celeba(image, face.landmarks)
         x, y, w, h = face.box; side = max(w, h)/.45
         return crops.crop_square(image, x + w/2 - side/2, y + h/2 - side/2, side, 250)
@@ -114,7 +119,7 @@ def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #42771cc4
+# %% ../nbs/32c_predictor.ipynb #d86bc852
 def opener_of(r: Run) -> Opener:
     "How a finished run opens pictures"
     return Opener(r.config.get("exif", True), r.config.get("background", "white"))
@@ -145,7 +150,8 @@ class Predictor:
         r, model, device = Run(path), load_model(path), default_device()
         look, wants = look_of(r), getattr(model, "wants", None)
         seen = replace(look, size=wants) if wants and tuple(wants) != look.size else None
-        ask = cls(lambda *views: model(*(v.to(device) for v in views)).float().cpu(), r.config["attributes"], look.size, look, seen, opener_of(r))
+        logits = lambda *views: model(*(v.to(device) for v in views)).float().cpu()
+        ask = cls(logits, r.config["attributes"], look.size, look, seen, opener_of(r))
         ask.model = model
         return ask
 
@@ -163,7 +169,7 @@ class Predictor:
         bs: int = 64,    # pictures per batch
         on_bad: str = "raise",  # "skip" leaves pictures out that cannot be opened, with a warning that names them
     ) -> pd.DataFrame:   # attribute x picture, probabilities
-        "Probabilities of every attribute for every picture, which is taken as it is: framed as in training; raises `DataError` for what is no picture"
+        "Probabilities of every attribute for every picture, taken as it is: framed as in training; raises `DataError` for what is none"
         many = several(pictures)
         names, parts, bad = picture_names(many), [], {}
         for start in range(0, len(many), bs):
@@ -177,7 +183,8 @@ class Predictor:
     def _open(self, source, name, on_bad, bad):
         "One picture by the rule of the run; None, and noted in `bad`, where that is allowed"
         try:
-            if isinstance(source, str) and source.startswith(("http://", "https://")): raise DataError(f"{source} is an address, not a file: fetch it first")
+            address = isinstance(source, str) and source.startswith(("http://", "https://"))
+            if address: raise DataError(f"{source} is an address, not a file: fetch it first")
             return self.opener(source)
         except DataError as e:
             if on_bad != "skip": raise
@@ -214,7 +221,7 @@ def picture_names(
     again = {n for n, k in Counter(names).items() if k > 1}
     return [f"{n} ({i})" if n in again else n for i, n in enumerate(names)]
 
-# %% ../nbs/32c_predictor.ipynb #88dad2a7
+# %% ../nbs/32c_predictor.ipynb #8ea370fa
 @patch(cls_method=True)
 def from_learner(cls: Predictor,
     learn,           # from `attribute_learner`, for a model that takes pictures alone
@@ -269,12 +276,15 @@ def _load_onnx(cls: Predictor, path):
     "A predictor from an ONNX file; raises `DataError` for a file that is none of ours"
     import onnxruntime
     if not path.is_file(): raise DataError(f"{path}: there is no such file")
-    if path.read_bytes()[:40].startswith(b"version https://git-lfs"): raise DataError(f"{path} is a Git-LFS pointer, not a model: fetch it with `git lfs pull`")
+    with open(path, "rb") as f: pointer = f.read(40).startswith(b"version https://git-lfs")
+    if pointer: raise DataError(f"{path} is a Git-LFS pointer, not a model: fetch it with `git lfs pull`")
     try: session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as e: raise DataError(f"{path} is no whole ONNX file ({type(e).__name__}): write it again with `to_onnx`") from None
     meta = session.get_modelmeta().custom_metadata_map
-    if not {"names", "size", "frame"} <= set(meta): raise DataError(f"{path} was not written by `to_onnx`: it does not say its attributes and size")
-    size, names = tuple(map(int, meta["size"].split())), json.loads(meta["names"]) if meta["names"].startswith("[") else meta["names"].split()
+    if not {"names", "size", "frame"} <= set(meta):
+        raise DataError(f"{path} was not written by `to_onnx`: it does not say its attributes and size")
+    size = tuple(map(int, meta["size"].split()))
+    names = json.loads(meta["names"]) if meta["names"].startswith("[") else meta["names"].split()   # older files: by spaces
     opener = Opener(meta.get("exif", "1") == "1", meta.get("background", "white"))
     look = Look(size, meta["frame"], margin=float(meta.get("margin", 1)))
     return cls(lambda x: session.run(None, {"pictures": x.numpy()})[0], names, size, look, opener=opener)

@@ -50,7 +50,7 @@ def _train_along(job, folder):
     while not is_finished(folder, FILES): time.sleep(.2)
     return Run(folder, job.called or job.method.name)
 
-# %% ../nbs/33_runs.ipynb #c2d331d0
+# %% ../nbs/33_runs.ipynb #abcbd829
 def run(
     method: str,                # a name from `METHODS`
     table: AttributeTable,
@@ -66,8 +66,8 @@ def run(
     **overrides,                # fields of `Profile` or `Recipe`: `backbone`, `size`, `epochs`, `lr`, `schedule`, ...
 ) -> Run:
     "Train and measure one method on one table; reads what is done, goes on with what was cut off"
-    job = make_job(method, table, profile, seed, options, overrides, out=Path(out), parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
-    return run_job(job)
+    where = dict(out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
+    return run_job(make_job(method, table, profile, seed, options, overrides, **where))
 
 # %% ../nbs/33_runs.ipynb #fbcc2614
 def collect(

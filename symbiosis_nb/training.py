@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'build_model', 'start_from', 'multiply_adds', 'cost', 'training_code', 'train', 'finish']
 
-# %% ../nbs/32a_training.ipynb #b3581440
+# %% ../nbs/32a_training.ipynb #cf882023
 import sys, time
 from functools import lru_cache
 from pathlib import Path
@@ -27,11 +27,11 @@ from .learner import attribute_learner, default_metrics, distributed, epoch_log,
 from .methods import Build
 from .models.backbones import n_parameters
 
-# %% ../nbs/32a_training.ipynb #0dc60e30
+# %% ../nbs/32a_training.ipynb #38d18ed8
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
-    model = job.method.build(Build(job.table.vocab, p.size, p.backbone, p.width, p.weights, n_regions or 7, job.options))
+    model = job.method.build(Build(job.table.vocab, p.size, p.backbone, p.width, p.weights, n_regions or 7, job.options, p.stride))
     return model.to(memory_format=torch.channels_last)   # as it is trained: the same weights then give the same bits
 
 def start_from(
@@ -45,11 +45,12 @@ def start_from(
     have, names = there.weights(), there.config["attributes"]
     if attributes and hasattr(model, "inherit"): have = model.inherit(have, [names.index(a) for a in attributes], rows or len(names) == 1)
     fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape}
-    if not any(k.endswith("weight") for k in fits): raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
+    if not any(k.endswith("weight") for k in fits):
+        raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 
-# %% ../nbs/32a_training.ipynb #da4aa1ce
+# %% ../nbs/32a_training.ipynb #82a2c143
 def multiply_adds(model: nn.Module, example: tuple) -> int:
     "Multiply-adds of one forward pass of one sample"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(*example)
@@ -58,9 +59,9 @@ def multiply_adds(model: nn.Module, example: tuple) -> int:
 def cost(learn, clock: Clock, seconds_predicting: float, n_predicted: int) -> dict:
     "The cost block of a result card"
     b = learn.dls.valid.one_batch()[:learn.dls.valid.n_inp]
-    seen = learn.train_iter*learn.dls.train.bs
+    seen, seconds = learn.train_iter*learn.dls.train.bs, sum(clock.seconds)
     return dict(parameters=n_parameters(learn.model), multiply_adds=multiply_adds(learn.model, tuple(x[:1] for x in b)),
-                training_seconds=sum(clock.seconds), epochs_timed=len(clock.seconds), train_images_per_second=seen/sum(clock.seconds) if clock.seconds else None,
+                training_seconds=seconds, epochs_timed=len(clock.seconds), train_images_per_second=seen/seconds if seconds else None,
                 predict_images_per_second=n_predicted/seconds_predicting, peak_memory_mib=_peak_memory(), hardware=hardware())
 
 def _forget_peak():
@@ -78,7 +79,7 @@ def _peak_memory() -> float | None:
     except ImportError: return None   # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(20 if sys.platform == "darwin" else 10)
 
-# %% ../nbs/32a_training.ipynb #d59818ed
+# %% ../nbs/32a_training.ipynb #c924925d
 TRAINING_ROOMS = ("callbacks", "learner", "losses", "recipes", "data.loaders")   # how a step is computed
 
 @lru_cache
@@ -96,8 +97,8 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         loaders = _measuring_loaders(job, ready)
         arrays, seconds, parsing = _measure(learn, selection, loaders, ready.parsing_test)
         arrays.update(_who(job.table, ready.ok))
-        more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()), inputs=ready.sources, news=checkpoint.news,
-                    **_precision_said(learn, p.precision), rising=_rising(learn))
+        more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()),
+                    inputs=ready.sources, news=checkpoint.news, **_precision_said(learn, p.precision), rising=_rising(learn))
         if parsing is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
@@ -138,7 +139,7 @@ def _measuring_loaders(job, ready):
     return {s: attribute_loader(job.table, ready.fields, s, 2*job.profile.recipe.bs, ok=ready.ok, device=default_device()) for s in there}
 
 def _measure(learn, selection, loaders, parsing_test):
-    "Logits of every split with both weights; the time for the test split; parsing scores of the last epoch, since validation selects for attributes"
+    "Logits of every split with both weights; seconds for the test split; parsing scores of the last epoch: validation selects for attributes"
     arrays, seconds, parsing = {}, 0., None
     last = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     for which, weights in (("last", last), ("selected", selection.weights or last)):
@@ -158,7 +159,7 @@ def _who(table, ok):
     if table.frame != "box": return who
     return who | dict(test_image=np.unique([str(table.paths[i]) for i in test], return_inverse=True)[1])
 
-# %% ../nbs/32a_training.ipynb #6307eb94
+# %% ../nbs/32a_training.ipynb #51224494
 def finish(job: Job, folder: Path, arrays: dict, log, model: nn.Module | None, costs: dict, **more):
     "Write a run's files, `done.json` last"
     t = job.table

@@ -7,7 +7,8 @@ from torch import nn
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.models import backbones as bb
-from symbiosis_nb.models.backbones import VGGFaceHead, backbone, imagenet_file, load_vgg_face, n_parameters, peak_bytes, saved_bytes
+from symbiosis_nb.models.backbones import backbone, imagenet_file, n_parameters, peak_bytes, saved_bytes
+from symbiosis_nb.models.vgg_face import VGGFaceHead, load_vgg_face
 
 FAMILIES = [*bb.TRUNKS, "timm:resnet26d", "timm:mobilenetv3_small_100"]
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .backbones import IMAGENET_MEAN, IMAGENET_STD, VGG_FACE_MEAN, Backbone, VGGFaceHead, load_vgg_face
+from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from .vgg_face import VGG_FACE_MEAN, VGGFaceHead, load_vgg_face
 
 # %% ../../nbs/18_models.specific.ipynb #6ca90f70
 class MeanHead(nn.Module):

@@ -7,7 +7,7 @@ __all__ = ['ABSTRACTION', 'label_landmarks', 'left_to_right', 'alignment_points'
            'pair_fields', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_scores', 'generator_run',
            'generator_config', 'job_generator', 'Abstraction', 'abstraction_pictures']
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #27941a15
+# %% ../../nbs/31e_needs.abstraction.ipynb #b8421626
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def alignment_points(table: ParsingTable) -> np.ndarray:  # (N, 5, 2)
     return array_store("points", key, len(table), (5, 2), lambda rows: (label_landmarks(table.label(i)) for i in rows), np.float64,
                        desc="landmarks from labels").data
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #b1ca59f2
+# %% ../../nbs/31e_needs.abstraction.ipynb #c3045bbe
 def _celeba_frame(points):
     "A view that aligns every picture to CelebA's template; pads those without landmarks"
     whole = pad_view(crops.CELEBA_SIZE[::-1])
@@ -91,7 +91,7 @@ def frame_view(
     if frame != "celeba": raise ValueError(f"frame is 'celeba', 'pad' or 'raw', not {frame!r}")
     return (_celeba_labels if labels else _celeba_frame)(alignment_points(table))
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #e36c2fb3
+# %% ../../nbs/31e_needs.abstraction.ipynb #1cb3524f
 def target_store(
     table: ParsingTable, size: tuple, view: View,
     hard: bool = False,     # see `abstraction_image`
@@ -110,7 +110,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #8114e38d
+# %% ../../nbs/31e_needs.abstraction.ipynb #d1342a6a
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1], moved alike; fields are photograph, target, and the target of a mirrored photograph"
     def plan(self, b):
@@ -125,7 +125,7 @@ def _signed(x):
     "Normalised pictures as a generator takes them, in [-1, 1]"
     return (x*STD.to(x.device)[:, None, None] + MEAN.to(x.device)[:, None, None])*2 - 1
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #23af7a9c
+# %% ../../nbs/31e_needs.abstraction.ipynb #6dcd2ca4
 def pair_fields(
     table: ParsingTable,  # with Helen's regions
     config: dict,         # of the generator
@@ -138,7 +138,8 @@ def pair_fields(
 def _pair_dls(table, fields, recipe):
     def one(split, train):
         rows = np.flatnonzero(table.split == (split if (table.split == split).any() else "train")).tolist()
-        dl = PairDL(rows, fields if train else fields[:2], recipe.augment if train else None, bs=min(recipe.bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, device=default_device())
+        seen, augment = (fields, recipe.augment) if train else (fields[:2], None)
+        dl = PairDL(rows, seen, augment, bs=min(recipe.bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, device=default_device())
         dl.n_inp = 1
         return dl
     return DataLoaders(one("train", True), one("valid", False), one(measured_on(table.split), False))
@@ -190,7 +191,9 @@ def generator_scores(
     for x, y in dl:
         drawn = generator(x).float()
         l1 += [half_l1(a, b).item() for a, b in zip(drawn, y)]
-        matrix += M.confusion(labels[rows[:len(x)]].long(), recovered_regions((drawn.cpu() + 1)/2, (x.cpu() + 1)/2), len(table.regions)); rows = rows[len(x):]
+        here, rows = rows[:len(x)], rows[len(x):]
+        found = recovered_regions((drawn.cpu() + 1)/2, (x.cpu() + 1)/2)
+        matrix += M.confusion(labels[here].long(), found, len(table.regions))
     return M.parsing_frame(matrix, table.regions.names), float(np.mean(l1))
 
 # %% ../../nbs/31e_needs.abstraction.ipynb #793cf6bb
@@ -233,7 +236,7 @@ def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #d52aa7d4
+# %% ../../nbs/31e_needs.abstraction.ipynb #2c22c4e2
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Ready', 'Need', 'register_need', 'get_need']
 
-# %% ../../nbs/29_needs.base.ipynb #60ef19af
+# %% ../../nbs/29_needs.base.ipynb #468c22b1
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, box_view, pixel_store
 
-# %% ../../nbs/29_needs.base.ipynb #1b0d0c87
+# %% ../../nbs/29_needs.base.ipynb #70eca183
 @dataclass
 class Ready:
     "A job's stores and loaders"
@@ -29,7 +29,7 @@ class Ready:
     helpers: dict = field(default_factory=dict)  # what made masks or abstraction images: "parser" or "generator", and its run
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
-# %% ../../nbs/29_needs.base.ipynb #97080e6a
+# %% ../../nbs/29_needs.base.ipynb #9e734c57
 class Need:
     "What a method takes beside the picture; this one: nothing"
     name: str | None = None
@@ -63,7 +63,7 @@ class Need:
     def restore(self,
         folder: Path,    # of a finished run
         profile: dict,   # from its config
-    ) -> nn.Module | None:   # (normalised pictures, size of the model's pictures) -> the further input; its `wants` is the size it should be given
+    ) -> nn.Module | None:   # normalised pictures -> the further input; one that says which size it `wants` is told the model's size too
         "The network that makes the further input of a photograph; raises `DataError` when a photograph is not enough"
         return None
     def view(self, job) -> dict:
@@ -73,7 +73,7 @@ class Need:
         "How a photograph is framed: keywords of `predictor.Look`"
         return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
-# %% ../../nbs/29_needs.base.ipynb #92d673bb
+# %% ../../nbs/29_needs.base.ipynb #bfbf8b79
 NEEDS: dict = {}   # name -> `Need`
 
 def register_need(need: Need) -> Need:
@@ -83,7 +83,9 @@ def register_need(need: Need) -> Need:
 
 def get_need(name: str | None) -> Need:
     "Look a need up; raises `ValueError` naming all when it is not there"
-    if name not in NEEDS: raise ValueError(f"nothing provides {name!r}: a need is one of {', '.join(n for n in NEEDS if n)}; register_need(...) adds your own")
+    if name not in NEEDS:
+        known = ", ".join(n for n in NEEDS if n)
+        raise ValueError(f"nothing provides {name!r}: a need is one of {known}; register_need(...) adds your own")
     return NEEDS[name]
 
 register_need(Need());

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOXES', 'box_masks', 'Boxes']
 
-# %% ../../nbs/31b_needs.boxes.ipynb #733b2c7c
+# %% ../../nbs/31b_needs.boxes.ipynb #90759248
 import torch
 
 from ..core import DataError, digest
@@ -15,23 +15,25 @@ from ..models.pooling import landmark_masks
 from .base import Need, register_need
 from ..vocab import RegionVocab
 
-# %% ../../nbs/31b_needs.boxes.ipynb #c58d8a83
+# %% ../../nbs/31b_needs.boxes.ipynb #a540ce4f
 _PARTS = [f"{part} {shape}" for part in ("left eye", "right eye", "nose", "left mouth", "right mouth") for shape in ("1:1", "1:2", "2:1")]
 _SIDES = ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15))   # what trades places in a mirror
 BOXES = RegionVocab("boxes", ("whole", *_PARTS), _SIDES, "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #2bc48ac4
+# %% ../../nbs/31b_needs.boxes.ipynb #0b0c04f4
 def box_masks(table,
     size: tuple,   # (height, width) of the masks
 ) -> Field:
     "Sixteen boxes around the landmarks as masks; raises `DataError` when the table has no landmarks"
     if table.landmarks is None:
-        raise DataError(f"{table.name}: method bbox needs landmarks; put list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt) beside the attributes")
+        files = "list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt)"
+        raise DataError(f"{table.name}: method bbox needs landmarks; put {files} beside the attributes")
     shared = _first_frame(table) if table.frame == "aligned" else None
     def one(r):
         frame, points = shared or _frame_of(table, r), torch.tensor(table.landmarks[r][None]).float()
         return (landmark_masks(points, size, frame, side=20*frame[1]/178)[0]*255).round().byte().numpy()
-    store = array_store("boxes", digest(table.digest, list(size), "boxes"), len(table), (16, *size), lambda rows: map(one, rows), desc="boxes around landmarks")
+    key = digest(table.digest, list(size), "boxes")
+    store = array_store("boxes", key, len(table), (16, *size), lambda rows: map(one, rows), desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
 def _frame_of(table, i):
@@ -44,7 +46,7 @@ def _first_frame(table):
     frames = (_frame_of(table, i) for i in range(len(table)))
     return next((f for f in frames if f != (1, 1)), (1, 1))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #e9673f00
+# %% ../../nbs/31b_needs.boxes.ipynb #26f0e994
 class Boxes(Need):
     "Masks from landmarks"
     name, alone = "boxes", False

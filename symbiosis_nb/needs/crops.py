@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_FACE', 'CROPS', 'detected_faces', 'face_view', 'Crops']
 
-# %% ../../nbs/31a_needs.crops.ipynb #c4f69b47
+# %% ../../nbs/31a_needs.crops.ipynb #75af77c2
 import numpy as np
 
 from ..core import DataError, digest
@@ -15,7 +15,7 @@ from ..data.pixels import ArrayStore, View, array_store, pixel_store
 from ..data.tables import AttributeTable
 from .base import Need, register_need
 
-# %% ../../nbs/31a_needs.crops.ipynb #d99442cb
+# %% ../../nbs/31a_needs.crops.ipynb #95394012
 NO_FACE = "no face found"
 
 def detected_faces(
@@ -29,7 +29,8 @@ def detected_faces(
         if face is None: return DataError(f"{table.paths[i]}: {NO_FACE}")
         marks = np.full(10, np.nan) if face.landmarks is None else np.ravel(face.landmarks)
         return np.concatenate([face.box, marks])
-    key = digest(table.pixels_digest, [p.name for p in table.paths], table.split, table.boxes, table.landmarks)   # not labels: attributes share them
+    pictures = table.pixels_digest, [p.name for p in table.paths]
+    key = digest(*pictures, table.split, table.boxes, table.landmarks)   # not labels: attributes share the faces
     return array_store("faces", key, len(table), (14,), lambda rows: map(one, rows), np.float64, desc="finding faces")
 
 def _known(table, i):
@@ -61,7 +62,7 @@ def face_view(
     where = [table.frame, *known] if found is None else ["detected", found.digest]
     return View(f"face-{digest(scheme, border, redetect, *where)}", cut)
 
-# %% ../../nbs/31a_needs.crops.ipynb #10eab37f
+# %% ../../nbs/31a_needs.crops.ipynb #a57492df
 class Crops(Need):
     "A crop of every face; with detection, training images without a face are left out"
     name, squares, alone = "crop", True, False

@@ -7,7 +7,7 @@ __all__ = ['FITS', 'PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured
            'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store', 'job_parser',
            'SizedMasks', 'Masks']
 
-# %% ../../nbs/31c_needs.masks.ipynb #6fa1d294
+# %% ../../nbs/31c_needs.masks.ipynb #206a56ca
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from .base import Need, Ready, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
-# %% ../../nbs/31c_needs.masks.ipynb #2bf3ae04
+# %% ../../nbs/31c_needs.masks.ipynb #ff880a78
 def to_regions(table: ParsingTable, target: RegionVocab) -> ParsingTable:
     "`relabel` where there is a mapping, else the table as it is"
     known = target.name == table.regions.name or target.name in table.regions.merges
@@ -49,16 +49,18 @@ def require_parsing(job) -> ParsingTable:
     "The job's parsing set; raises `DataError` when it has none, or one that is drawn for photographs"
     fits, parsing, table = FITS[job.table.frame], job.parsing, job.table
     if parsing is None:
-        raise DataError(f"method {job.method.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...) or, without data, the synthetic one (make_parsing)")
+        raise DataError(f"method {job.method.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...) or, without data, "
+                        "the synthetic one (make_parsing)")
     if is_drawn(parsing.name) and not is_drawn(table.name):
-        raise DataError(f"{table.name} holds photographs and {parsing.name} is drawn: {job.method.name} would learn its regions from drawings. Pass parsing_root=, a folder with {fits}")
+        raise DataError(f"{table.name} holds photographs and {parsing.name} is drawn: {job.method.name} would learn its regions from drawings. "
+                        f"Pass parsing_root=, a folder with {fits}")
     return parsing
 
 def is_drawn(name: str) -> bool:
     "Whether a table's name says that its pictures are synthetic"
     return "synthetic" in name.lower()
 
-# %% ../../nbs/31c_needs.masks.ipynb #45711290
+# %% ../../nbs/31c_needs.masks.ipynb #0b5f244c
 def small(n: int, config: dict) -> nn.Module:
     "The small parser of the demo"
     return small_parser(n, config["width"])
@@ -106,7 +108,8 @@ def parser_run(
 def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=None) -> dict:
     "Everything that decides a parser"
     own_width = profile.parser != "encoder_decoder"   # which is as wide as in the paper, always
-    return dict(parser=profile.parser, backbone=profile.backbone if profile.parser == "aspp" else None, width=profile.width if own_width else 1.,
+    trunk = profile.backbone if profile.parser == "aspp" else None
+    return dict(parser=profile.parser, backbone=trunk, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
                 recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and "/".join(Path(weights).parts[-2:]))
 
@@ -124,7 +127,8 @@ def _train_parser(table, profile, config, weights, folder):
     held_out = measured_on(table.split)
     test = parsing_loader(table, [image], labels, held_out, recipe.bs, device=default_device())
     frame, means, confusions = parsing_scores(net.eval(), test, learn.precision)
-    keep(folder, config, dict(parsing={**means, "measured_on": held_out}), frame, epoch_log(learn), net, confusions=dict(confusions=confusions))
+    done = dict(parsing={**means, "measured_on": held_out})
+    keep(folder, config, done, frame, epoch_log(learn), net, confusions=dict(confusions=confusions))
 
 # %% ../../nbs/31c_needs.masks.ipynb #9a22f433
 @torch.no_grad()
@@ -145,11 +149,11 @@ def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return parser_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31c_needs.masks.ipynb #87dee0f3
+# %% ../../nbs/31c_needs.masks.ipynb #9a8e6397
 class SizedMasks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser: nn.Module, size: tuple): super().__init__(); self.parser, self.size = parser, size
-    def forward(self, x, size=None): return fit_masks(self.parser(x), self.size)
+    def forward(self, x): return fit_masks(self.parser(x), self.size)
 
 class Masks(Need):
     "Masks of the job's pictures from a parser trained on the job's parsing set (symbiosis, 2.2)"

@@ -170,6 +170,7 @@ class Predictor:
         on_bad: str = "raise",  # "skip" leaves pictures out that cannot be opened, with a warning that names them
     ) -> pd.DataFrame:   # attribute x picture, probabilities
         "Probabilities of every attribute for every picture, taken as it is: framed as in training; raises `DataError` for what is none"
+        if on_bad not in ("raise", "skip"): raise ValueError(f"on_bad is 'raise' or 'skip', not {on_bad!r}")
         many = several(pictures)
         names, parts, bad = picture_names(many), [], {}
         for start in range(0, len(many), bs):
@@ -269,7 +270,7 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
         file = onnx.load(tmp)
         for k, v in about.items(): file.metadata_props.add(key=k, value=v)
         onnx.save(file, tmp)
-    return Path(path)
+    return as_path(path)
 
 @patch(cls_method=True)
 def _load_onnx(cls: Predictor, path):

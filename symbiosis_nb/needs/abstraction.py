@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 
 from .. import metrics as M
-from ..core import DataError, default_device, digest, folder_lock, seed_everything
+from ..core import DataError, default_device, digest, folder_lock
 from ..data import crops
 from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
 from ..data.pixels import WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable
 from ..kept import Kept, is_finished, keep
+from ..callbacks import seeded
 from ..learner import Checkpoint, Sheet, adversarial_learner, epoch_log, half_l1
 from ..models.abstraction import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, init_gan, recovered_regions
 from ..models.adversarial import Adversary
@@ -221,8 +222,10 @@ def generator_config(table: ParsingTable, profile: Profile, seed: int = 0) -> di
     return {**g.plain(), "size": list(g.size or profile.size), "data": table.name, "data_digest": table.digest, "seed": seed, **marks}
 
 def _train_generator(table, profile, config, folder):
+    with seeded(config["seed"]): _train_seeded(table, profile, config, folder)
+
+def _train_seeded(table, profile, config, folder):
     g, fields = profile.generator, pair_fields(table, config)
-    seed_everything(config["seed"])
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
     learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, path=folder, precision=profile.precision)

@@ -15,11 +15,12 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import nn
 
-from ..core import DataError, default_device, digest, folder_lock, seed_everything
+from ..core import DataError, default_device, digest, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
 from ..data.pixels import ArrayStore, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
+from ..callbacks import seeded
 from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
 from ..models.backbones import backbone
 from ..models.pooling import fit_masks
@@ -119,8 +120,10 @@ def _parsing_dls(table, image, labels, recipe):
     return DataLoaders(make("train", augment=recipe.augment, train=True), make(valid))
 
 def _train_parser(table, profile, config, weights, folder):
+    with seeded(config["seed"]): _train_seeded(table, profile, config, weights, folder)
+
+def _train_seeded(table, profile, config, weights, folder):
     recipe, (image, labels) = profile.parser_recipe, parsing_fields(table, profile.size)
-    seed_everything(config["seed"])
     net = PARSERS[profile.parser](len(table.regions), {**config, "weights": weights}).to(default_device())
     learn = parsing_learner(_parsing_dls(table, image, labels, recipe), net, len(table.regions), path=folder, precision=profile.precision)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])

@@ -10,10 +10,14 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: reproduce test test-slow lab export readme install clean
 
-reproduce: install  ## the papers' tables on synthetic faces, or on your data: DATA=/path/to/CelebA PROFILE=paper
+# folders of data sets, as far as the notebook knows them: DATA (the set that is measured), PARSING (Helen or LIP), CELEBA (where LFWA starts from), LFWA
+# (the small set of abstraction, blan, pse, general_to_specific); WEIGHTS="pse=FILE general_to_specific=FILE", or scratch
+reproduce: install  ## the papers' tables on synthetic faces, or on your data: DATA=/path/to/CelebA PARSING=/path/to/Helen PROFILE=paper
 	mkdir -p $(OUT)
 	SYMBIOSIS_QUIET=1 $(BIN)/papermill nbs/reproduce_$(NOTEBOOK).ipynb $(OUT)/$(NOTEBOOK).ipynb -k python3 --log-output --no-progress-bar \
-	  -p out "$(abspath $(OUT))" -p profile $(PROFILE) $(if $(DATA),-p data_root "$(abspath $(DATA))") $(ARGS)
+	  -p out "$(abspath $(OUT))" -p profile $(PROFILE) $(if $(DATA),-p data_root "$(abspath $(DATA))") \
+	  $(if $(PARSING),-p parsing_root "$(abspath $(PARSING))") $(if $(CELEBA),-p celeba_root "$(abspath $(CELEBA))") \
+	  $(if $(LFWA),-p lfwa_root "$(abspath $(LFWA))") $(if $(WEIGHTS),-p weights "$(WEIGHTS)") $(ARGS)
 	@echo "report: $(OUT)/$(NOTEBOOK).html    executed notebook: $(OUT)/$(NOTEBOOK).ipynb"
 
 test: install  ## hygiene, notebooks, pytest

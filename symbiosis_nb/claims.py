@@ -219,6 +219,7 @@ class Ledger:
     "The claims of one notebook: shown where they are tested, written together at the end"
     paper: str   # whose claims, for rows of our own
     data: str    # name of the set they are tested on, where a call names no other
+    folder: str | Path | None = None   # where every verdict is written as soon as there is one; None: when `write` is called
     rows: list = field(default_factory=list)     # of tested claims
     others: list = field(default_factory=list)   # comparisons of our own
 
@@ -232,6 +233,7 @@ def row(self: Ledger, claim: pd.Series, judged: dict, differs=(), **columns) -> 
     said = dict(id=claim.name, paper=claim.paper, claim=claim.claim, metric=claim.metric, kind=claim.kind, printed=printed,
                 differs="; ".join(filter(None, differs)), where=claim["where"], data=self.data, rule="", **judged)
     self.rows.append(said | columns)
+    if self.folder: self.write(self.folder)
     return self.rows[-1]
 
 @patch
@@ -337,6 +339,7 @@ def own(self: Ledger,
             found.append(dict(comparison=text, metric=metric, data=self.data, paper=self.paper) | judged | columns)
     self.others += found
     if not found: return pd.DataFrame()
+    if self.folder: self.write(self.folder)
     return pd.DataFrame(found).drop(columns=["parts", "paper", "together"]).set_index("comparison")
 
 # %% ../nbs/52_claims.ipynb #e3b28034

@@ -6,7 +6,7 @@
 __all__ = ['COUNTS', 'POSITIVE', 'PRECISIONS', 'SIZES', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table',
            'make_job', 'weights_for', 'paper_recipe']
 
-# %% ../nbs/31f_jobs.ipynb #c71e218d
+# %% ../nbs/31f_jobs.ipynb #952a75a4
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from .data.tables import AttributeTable, ParsingTable
 from .kept import Run
 from .losses import balance_weights
 from .methods import METHODS, VARIANTS, Method, get_method
-from .needs import abstraction, boxes, crops, masks, parsing   # every need is known
+import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import Need
 from .recipes import PROFILES, Profile, make_profile
 
-# %% ../nbs/31f_jobs.ipynb #59ff105c
+# %% ../nbs/31f_jobs.ipynb #f7014aa1
 @dataclass(frozen=True)
 class Job:
     "Everything that decides a run's numbers, and where they go"
@@ -108,7 +108,7 @@ def method_code(m: Method) -> list:
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
     return [code_digest([m.build, type(m.need)])]
 
-# %% ../nbs/31f_jobs.ipynb #420cd35c
+# %% ../nbs/31f_jobs.ipynb #ddd39fff
 def resolve(profile: Profile, m: Method) -> Profile:
     "Fill what the profile leaves open from the method; raises `DataError` where the paper's weights are a file that was not passed"
     size = plain_size(profile.size or m.size)
@@ -132,7 +132,7 @@ def square(size: tuple) -> tuple:
     "The square of about the same area, its side a multiple of 8"
     return (max(8, round((size[0]*size[1])**.5/8)*8),)*2
 
-# %% ../nbs/31f_jobs.ipynb #0204a593
+# %% ../nbs/31f_jobs.ipynb #9ae51e67
 def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
@@ -142,7 +142,7 @@ def limit_table(
     rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
     return table.take(np.sort(np.concatenate(rows)))
 
-# %% ../nbs/31f_jobs.ipynb #03e566e7
+# %% ../nbs/31f_jobs.ipynb #3c5d6499
 def make_job(
     method: str,                # a name from `METHODS` or `VARIANTS`
     table: AttributeTable,
@@ -214,7 +214,7 @@ def _own_networks(p, table):
     if p.attributes != PROFILES[p.name].attributes: return p.attributes   # asked for by name: `combine` refuses what is not there
     return tuple(a for a in p.attributes if a in table.names)
 
-# %% ../nbs/31f_jobs.ipynb #163dafcc
+# %% ../nbs/31f_jobs.ipynb #bcd2f4fa
 def weights_for(
     method: str,       # a name from `METHODS`
     given: str = "",   # "general_to_specific=vgg_face.pth pse_a=alexnet.safetensors", one file for all, or "scratch"
@@ -227,7 +227,7 @@ def weights_for(
     rest = [w for w in given.split() if "=" not in w]
     return pairs.get(method) or pairs.get(m.paper) or (rest[0] if rest else None)
 
-# %% ../nbs/31f_jobs.ipynb #61626b8b
+# %% ../nbs/31f_jobs.ipynb #9a21cdc6
 SIZES = dict(CelebA=162_770, LFWA=6_263, WIDER=28_345, Berkeley=4_013)   # training samples of the papers' protocols
 
 def paper_recipe(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'PAGE', 'table_html', 'figure_html', 'against_baseline', 'main_blocks', 'attribute_blocks',
-           'localisation_blocks', 'training_blocks', 'protocol_blocks', 'write_html']
+           'localisation_blocks', 'training_blocks', 'protocol_blocks', 'is_kept', 'may_show', 'picture_blocks',
+           'write_html']
 
 # %% ../nbs/50a_page.ipynb #10e2dbb6
 import base64, html, io
@@ -15,7 +16,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from . import metrics as M, plot
-from .core import as_path, atomic_write, fingerprint
+from .core import DataError, as_path, atomic_write, fingerprint
+from .needs.masks import is_drawn
 from .report import COMPARED, SAYS, Card, percent
 
 # %% ../nbs/50a_page.ipynb #0ff9753c
@@ -128,6 +130,33 @@ def protocol_blocks(card: Card):
         yield "Logic", why, table_html(logic.set_index(["first", "second"])), False
     yield "Cost", "One run of each method.", table_html(card.cost()), False
     yield "Protocol", "", table_html(card.protocol()), False
+
+# %% ../nbs/50a_page.ipynb #b1448f31
+def is_kept(
+    folder: str | Path,
+) -> bool:
+    "Whether a folder belongs to the reports that git keeps: `reports/` of a checkout, but for `reports/local`"
+    folder = Path(folder).expanduser().absolute()
+    root = next((p for p in folder.parents if (p/".git").exists()), None)
+    below = folder.relative_to(root).parts if root else ()
+    return below[:1] == ("reports",) and below[:2] != ("reports", "local")
+
+def may_show(
+    pictures: bool | None,   # as asked; None: of drawn sets only
+    folder: str | Path,      # of the report
+    *tables,                 # whose pictures are shown
+) -> bool:
+    "Whether their pictures may stand in a report; raises `DataError` for photographs in a report that is kept"
+    drawn = all(is_drawn(t.name) for t in tables)
+    if pictures is None or not pictures or drawn: return drawn if pictures is None else bool(pictures)
+    if is_kept(folder): raise DataError(f"{folder} is kept by git, and {tables[0].name} holds photographs of people: leave pictures out, or set out to a folder of your own (reports/local)")
+    return True
+
+def picture_blocks(
+    figures: dict,   # heading -> matplotlib figure; closed afterwards
+) -> list:
+    "Figures that show pictures, as further blocks of a page"
+    return [(name, "Pictures of the data themselves.", figure_html(fig), False) for name, fig in figures.items()]
 
 # %% ../nbs/50a_page.ipynb #1124085d
 def write_html(

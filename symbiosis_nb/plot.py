@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'VERDICTS', 'colours', 'show_faces', 'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots',
            'reliability', 'difference_bars', 'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'atlas',
            'region_names', 'region_weights', 'atlas_panels', 'region_atlas', 'stretched', 'lay_over', 'heat_maps',
-           'predicted_regions', 'masks_on', 'where_sheet', 'tiles', 'top_activations', 'pointing_bars']
+           'predicted_regions', 'masks_on', 'where_sheet', 'picture_rows', 'tiles', 'top_activations', 'pointing_bars']
 
 # %% ../nbs/41_plot.ipynb #37b0aa31
 import math
@@ -20,7 +20,7 @@ import torch
 from . import metrics as M
 from .core import read_json
 from .data.loaders import denormalize
-from .data.tables import AttributeTable, ParsingTable, read_image
+from .data.tables import AttributeTable, ParsingTable
 from .localize import can_look, last_maps, looks, unseen
 from .models.symbiotic import kernel_atlas
 from .runs import Run, load_model
@@ -49,7 +49,7 @@ def show_faces(
     fig, axes = plt.subplots(lines, cols, figsize=(1.75*cols, 2.8*lines), squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, i in zip(axes.flat, rows):
-        ax.imshow(read_image(table.paths[i]))
+        ax.imshow(table.open(i))
         has = [n.replace("_", " ") for n, v in zip(table.names, table.labels[i]) if v]
         ax.set_title("\n".join(has[:most]), fontsize=6, loc="left")
     fig.tight_layout()
@@ -75,7 +75,7 @@ def show_regions(table: ParsingTable, n: int = 4, split: str = "train"):
     lut = np.zeros((256, 3), np.uint8); lut[:len(table.regions)] = table.regions.colors; lut[255] = 128
     fig, axes = plt.subplots(2, len(rows), figsize=(1.7*len(rows), 4), squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for k, i in enumerate(rows): axes[0, k].imshow(read_image(table.paths[i])); axes[1, k].imshow(lut[table.label(i)])
+    for k, i in enumerate(rows): axes[0, k].imshow(table.open(i)); axes[1, k].imshow(lut[table.label(i)])
     fig.tight_layout()
     return fig
 
@@ -341,6 +341,21 @@ def where_sheet(
             lay_over(ax, stretched(maps[k, j].numpy()), x.shape[-2:])
             if k == 0: ax.set_title(method, fontsize=6.5)
     fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #3fe90b41
+def picture_rows(
+    kinds: dict,   # name -> (n, H, W, 3) pictures, uint8 or in [0, 1]; as many columns as the shortest has
+):
+    "Rows of pictures, one kind each"
+    n = min(map(len, kinds.values()))
+    shape = next(iter(kinds.values()))[0].shape
+    fig, axs = plt.subplots(len(kinds), n, figsize=(1.2*n, 1.2*len(kinds)*shape[0]/shape[1]), squeeze=False)
+    for row, (name, images) in zip(axs, kinds.items()):
+        for ax, image in zip(row, map(np.asarray, images)):
+            ax.imshow(image if image.dtype == np.uint8 else image.clip(0, 1))
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, fontsize=8)
     return fig
 
 # %% ../nbs/41_plot.ipynb #cc27bc59

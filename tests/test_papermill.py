@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from symbiosis_nb.data.synthetic import make_faces, make_parsing
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT/"nbs"/"reproduce_celeba.ipynb"
 
@@ -44,6 +46,40 @@ def test_original_images(tmp_path, cache):
 def test_unknown_parameter_is_refused(tmp_path, cache):
     done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profil", "smoke", cwd=tmp_path, cache=cache)
     assert done.returncode != 0 and "unknown parameter profil" in done.stderr
+
+
+@pytest.mark.parametrize("name, asked, says", [("celeba", ["methods", "avg_pol ssp"], "did you mean avg_pool?"), ("lfwa", ["seeds", 0], "1 or more, not 0"), ("pse", ["profile", "paper"], "weights that no package brings")])
+def test_what_cannot_be_meant_is_refused_before_data(name, asked, says, tmp_path, cache):
+    done = papermill(ROOT/"nbs"/f"reproduce_{name}.ipynb", tmp_path/"out.ipynb", "-p", *asked, cwd=tmp_path, cache=tmp_path/"empty")
+    assert done.returncode != 0 and says in done.stderr and not (tmp_path/"empty"/"synthetic").exists()
+
+
+def test_photographs_and_drawings_are_refused(tmp_path, cache):
+    "A CelebA folder without a parsing set: drawn regions would teach the real faces' networks"
+    make_faces(tmp_path/"celeba", 40)
+    done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "data_root", tmp_path/"celeba", "-p", "methods", "ssp", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    assert done.returncode != 0 and "holds photographs, synthetic parsing is drawn: pass parsing_root" in done.stderr and not (tmp_path/"results").exists()
+
+
+@pytest.mark.slow
+def test_figures_of_the_users_own_pictures(tmp_path, cache):
+    "Figures 2 and 6 are made of one's own photographs where asked for, and left out where not"
+    make_faces(tmp_path/"celeba", 160); make_parsing(tmp_path/"helen", 40)
+    roots = ["-p", "profile", "smoke", "-p", "data_root", tmp_path/"celeba", "-p", "parsing_root", tmp_path/"helen", "-p", "methods", "avg_pool ssp", "-p", "out", tmp_path/"results"]
+    for more, there in ((["-p", "pictures", "True"], True), ([], False)):
+        done = papermill(NOTEBOOK, tmp_path/"out.ipynb", *roots, *more, cwd=tmp_path, cache=cache)
+        assert done.returncode == 0, done.stderr[-2000:]
+        page = (tmp_path/"results"/"celeba.html").read_text()
+        assert ("(Figure 2)" in page) == ("(Figure 6)" in page) == there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, share", [("lfwa", "valid_share"), ("wider", "share"), ("berkeley", "valid_share")])
+def test_nothing_need_be_held_out(name, share, tmp_path, cache):
+    done = papermill(ROOT/"nbs"/f"reproduce_{name}.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", share, 0, "-p", "methods", "inception sa", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first = next("".join(o["text"]) for c in json.loads((tmp_path/"out.ipynb").read_text())["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream")
+    assert "none is held out" in first.splitlines()[0]
 
 
 def test_without_output_path(tmp_path, cache):

@@ -80,7 +80,6 @@ def test_imports_run_downwards():
 
 STRING = re.compile(r"""f?"(?:[^"\\]|\\.)*"|f?'(?:[^'\\]|\\.)*'""")
 VALUES = re.compile(r"[\s\w.,()\[\]{}:=-]*")   # a row of a table: strings, numbers, names and brackets alone
-LONG_YET = {f"{n}.ipynb" for n in ("08_data.protocols", "17_models.abstraction", "30_methods", "31_learner", "32_inputs", "33_runs")}   # to be emptied
 
 
 def long_lines(source):
@@ -95,7 +94,7 @@ def test_long_lines_are_told_apart():
     assert list(long_lines("\n".join((code, message, row)))) == [code]
 
 
-@pytest.mark.parametrize("path", [p for p in LIBRARY if p.name not in LONG_YET], ids=name)
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
 def test_lines_can_be_read(path):
     found = [l for s in code_of(path, exported=True) for l in long_lines(s)]
     assert not found, found

@@ -1,5 +1,6 @@
 "The result card says what was measured, on what, and how sure it is; nothing more."
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -126,6 +127,37 @@ def test_what_was_taught_by_drawings_is_no_comparison(home, card, monkeypatch):
         r = Run(card.runs[0].folder); r.config = {**r.config, **more}
         taught = Card([r], card.table, 20)
         assert taught.kind == "mixed" and "difference" not in taught.printed() and report.SAYS["mixed"] in taught.limits()
+
+
+def test_a_start_brings_along_all_it_had_learnt_from(home, tmp_path):
+    "A sample whose start saw a drawn parsing set is told apart from a sample of photographs"
+    table = named(home)
+    first = run("avg_pool", table, "smoke", out=tmp_path)
+    again = run("avg_pool", table, "smoke", out=tmp_path, start=first.folder)
+    assert report.learnt_from(again)[0] == table.name and Card([again], table, 20).kind == "sample"
+    again.config = {**again.config, "learned_from": [*again.config["learned_from"], "synthetic parsing"]}
+    assert Card([again], table, 20).kind == "mixed"
+
+
+def test_the_first_line_says_what_was_held_out(home):
+    from symbiosis_nb.data.parts import held_out
+    table = held_out(named(home), .2)
+    first, *rest = report.opening(replace(table, notes=["a note", *table.notes])).splitlines()
+    assert first.startswith(table.name) and "training samples are held out by person for selection." in first and rest == ["a note"]
+
+
+def test_verdicts_are_written_as_they_fall(tmp_path):
+    from symbiosis_nb.claims import Ledger
+    Ledger("pse", "a set", tmp_path/"pse").fact("pse-08", True, "more", "more")
+    assert pd.read_csv(tmp_path/"pse"/"claims.csv").id.tolist() == ["pse-08"]
+
+
+def test_svms_train_on_all_that_is_not_tested_on(home):
+    from symbiosis_nb.readings import svm_scores
+    table = named(home)
+    features = np.random.default_rng(0).normal(size=(len(table), 5)); features[:, 0] += 3*table.labels[:, 0]
+    joined = replace(table, split=np.where(table.split == "valid", "train", table.split))
+    assert np.array_equal(svm_scores(features, table), svm_scores(features, joined))
 
 
 def test_nobodys_printed_numbers(card):

@@ -334,11 +334,11 @@ def mixed_dls(
     ok: np.ndarray | None = None,
     **kwargs,
 ) -> DataLoaders:
-    "Training and validation loaders of both tasks; a parsing set without a validation part is validated on its training part"
+    "Training and validation loaders of both tasks; a set without a validation part is validated on its training part"
     def one(split, train):
-        kinds = split if (parsing.split == split).any() else "train"
-        p = parsing_loader(parsing, [parsing_image], labels, kinds, bs, augment if train else None, train, **kwargs)
-        a = attribute_loader(table, [image], split, bs, augment if train else None, train, ok=ok, **kwargs)
+        p_split, a_split = (split if (t.split == split).any() else "train" for t in (parsing, table))
+        p = parsing_loader(parsing, [parsing_image], labels, p_split, bs, augment if train else None, train, **kwargs)
+        a = attribute_loader(table, [image], a_split, bs, augment if train else None, train, ok=ok, **kwargs)
         how = dict(bs=a.bs, shuffle=train, drop_last=train, **_in_process(kwargs))
         dl = MixedDL(a.dataset, a.fields, p, augment=a.augment, vocab=table.vocab, **how)
         dl.n_inp = 1

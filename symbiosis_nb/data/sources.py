@@ -74,9 +74,10 @@ def open_people(
 def open_body_parsing(
     parsing_root: str = "",  # LIP folder; empty: synthetic people with 20 parts
     profile: str = "demo",
+    **kwargs,                # of `official.lip`
 ) -> ParsingTable:
     "LIP from the user's folder, or synthetic people in its layout"
-    if parsing_root: return official.lip(as_path(parsing_root), val_as="test")
+    if parsing_root: return official.lip(as_path(parsing_root), val_as="test", **kwargs)
     n = {"smoke": 40}.get(profile, 600)
     root = cache_dir()/"synthetic"/f"lip-{n}"
     with folder_lock(root): return make_lip(root/"set", n)
@@ -89,12 +90,13 @@ LAYOUTS = (("exemplars.txt", official.helen), ("CelebA-HQ-img", official.celebam
 def open_parsing(
     parsing_root: str = "",   # folder of Helen, CelebAMask-HQ, LaPa, LIP or FASSEG; empty: synthetic parsing set
     profile: str = "demo",
+    **kwargs,                 # of the official reader, for example `on_missing`
 ) -> ParsingTable:
     "A parsing set from the user's folder, or the synthetic one; raises `DataError` when the folder has no known layout"
     if not parsing_root: return synthetic_parsing({"smoke": 40}.get(profile, 600))
     root = as_path(parsing_root)
     for mark, reader in LAYOUTS:
-        if (root/mark).exists(): return reader(root)
+        if (root/mark).exists(): return reader(root, **kwargs)
     marks = ", ".join(m for m, _ in LAYOUTS)
     raise DataError(f"{root}: no known parsing set; expected one of {marks} in it (Helen, CelebAMask-HQ, LIP, LaPa, FASSEG)")
 

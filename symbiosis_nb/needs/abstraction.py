@@ -7,7 +7,7 @@ __all__ = ['ABSTRACTION', 'label_landmarks', 'left_to_right', 'alignment_points'
            'pair_fields', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_scores', 'generator_run',
            'generator_config', 'job_generator', 'Abstraction', 'abstraction_pictures']
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #b8421626
+# %% ../../nbs/31e_needs.abstraction.ipynb #257bc6f6
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def alignment_points(table: ParsingTable) -> np.ndarray:  # (N, 5, 2)
     return array_store("points", key, len(table), (5, 2), lambda rows: (label_landmarks(table.label(i)) for i in rows), np.float64,
                        desc="landmarks from labels").data
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #c3045bbe
+# %% ../../nbs/31e_needs.abstraction.ipynb #5f4cb2c0
 def _celeba_frame(points):
     "A view that aligns every picture to CelebA's template; pads those without landmarks"
     whole = pad_view(crops.CELEBA_SIZE[::-1])
@@ -92,7 +92,7 @@ def frame_view(
     if frame != "celeba": raise ValueError(f"frame is 'celeba', 'pad' or 'raw', not {frame!r}")
     return (_celeba_labels if labels else _celeba_frame)(alignment_points(table))
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #1cb3524f
+# %% ../../nbs/31e_needs.abstraction.ipynb #3e036e5c
 def target_store(
     table: ParsingTable, size: tuple, view: View,
     hard: bool = False,     # see `abstraction_image`
@@ -111,7 +111,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #d1342a6a
+# %% ../../nbs/31e_needs.abstraction.ipynb #175c98ce
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1], moved alike; fields are photograph, target, and the target of a mirrored photograph"
     def plan(self, b):
@@ -126,7 +126,7 @@ def _signed(x):
     "Normalised pictures as a generator takes them, in [-1, 1]"
     return (x*STD.to(x.device)[:, None, None] + MEAN.to(x.device)[:, None, None])*2 - 1
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #6dcd2ca4
+# %% ../../nbs/31e_needs.abstraction.ipynb #b54c4724
 def pair_fields(
     table: ParsingTable,  # with Helen's regions
     config: dict,         # of the generator
@@ -239,7 +239,7 @@ def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #2c22c4e2
+# %% ../../nbs/31e_needs.abstraction.ipynb #943de3c8
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

@@ -6,7 +6,7 @@
 __all__ = ['seeded', 'Autocast', 'HalfPrecision', 'to_float', 'OwnSGD', 'Joint', 'Finite', 'Selection', 'Iterations', 'Patience',
            'Clock', 'Bar', 'Checkpoint', 'Sheet']
 
-# %% ../nbs/28_callbacks.ipynb #68676294
+# %% ../nbs/28_callbacks.ipynb #9748357f
 import contextlib, math, random, time
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .core import DataError, atomic_write, progress, seed_everything
 
-# %% ../nbs/28_callbacks.ipynb #4653c982
+# %% ../nbs/28_callbacks.ipynb #9dd1185f
 @contextlib.contextmanager
 def seeded(
     seed: int,
@@ -37,7 +37,7 @@ def seeded(
         cudnn.deterministic, cudnn.benchmark = flags
         torch.set_num_threads(threads); torch.set_grad_enabled(grad)
 
-# %% ../nbs/28_callbacks.ipynb #8360cb44
+# %% ../nbs/28_callbacks.ipynb #336ccc01
 class Autocast(Callback):
     "Forward pass in bfloat16; predictions come back in float32"
     order, context = 10, None
@@ -76,7 +76,7 @@ class OwnSGD(Callback):
         for p, rate in self.own:
             if p.grad is not None: p.data.add_(p.grad, alpha=-rate); p.grad = None
 
-# %% ../nbs/28_callbacks.ipynb #6b3c8b95
+# %% ../nbs/28_callbacks.ipynb #815dc726
 class Joint(Callback):
     "Ask a model that has `training_outputs` for all of them while a batch is in its hands"
     order = 9
@@ -85,7 +85,7 @@ class Joint(Callback):
     def after_loss(self): self.leave()
     def leave(self): self.asked.joint = False
 
-# %% ../nbs/28_callbacks.ipynb #6f970592
+# %% ../nbs/28_callbacks.ipynb #742ad911
 class Finite(Callback):
     "Stop at the first loss or weight that is not finite; raises `FloatingPointError` saying where it began and what to change"
     order = 55   # before the recorder, `Selection` and `Checkpoint`
@@ -125,7 +125,7 @@ class Selection(Callback):
             self.best, self.epoch_of_best = value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-# %% ../nbs/28_callbacks.ipynb #50dc86ed
+# %% ../nbs/28_callbacks.ipynb #cac12a89
 class Iterations(Callback):
     "End the last pass over the training part after so many steps in all"
     order = 54   # after the step has been counted
@@ -143,7 +143,7 @@ class Patience(Callback):
         value = self.recorder.values[-1][self.recorder.metric_names[1:-1].index(self.monitor)]
         self.best, self.waited = (value, 0) if value > self.best else (self.best, self.waited + 1)
 
-# %% ../nbs/28_callbacks.ipynb #a7956898
+# %% ../nbs/28_callbacks.ipynb #5bd05a71
 class Clock(Callback):
     "Seconds of every training epoch, without validation"
     order, remembers = 5, ("seconds",)
@@ -246,7 +246,7 @@ class Checkpoint(Callback):
                      remembered={type(cb).__name__: {k: _plain(getattr(cb, k)) for k in cb.remembers} for cb in self._others()})
         with atomic_write(self.file) as tmp: torch.save(state, tmp)
 
-# %% ../nbs/28_callbacks.ipynb #602534bb
+# %% ../nbs/28_callbacks.ipynb #eb67d9f4
 class Sheet(Callback):
     "After every epoch, a picture file with a few held-out rows: photograph, target, drawn"
     order = 62  # before `Checkpoint`, which must see the random state it leaves

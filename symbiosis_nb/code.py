@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['source_digest', 'plain_code', 'function_name', 'code_digest', 'module_digest', 'model_rooms']
 
-# %% ../nbs/25_code.ipynb #efd0956f
+# %% ../nbs/25_code.ipynb #b222ed9f
 import ast, inspect, sys, sysconfig
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -14,12 +14,12 @@ from pathlib import Path
 import symbiosis_nb
 from .core import digest
 
-# %% ../nbs/25_code.ipynb #506c5c23
+# %% ../nbs/25_code.ipynb #875d63b4
 def source_digest(
     thing,       # a function or a class
 ) -> str:        # 16 hexadecimal digits
     "A digest of what a function or class does: its code without comments, docstrings and layout; its bytecode where there is no source"
-    try: lines, file = inspect.findsource(thing)[0], inspect.getsourcefile(thing)
+    try: lines = inspect.findsource(thing)[0]
     except (OSError, TypeError): return digest(_bytecode(thing))
     nodes = [n for n in ast.walk(ast.parse("".join(lines))) if _starts_at(n, thing)]
     return digest([plain_code(n) for n in nodes]) if nodes else digest(_bytecode(thing))
@@ -47,7 +47,7 @@ def _bytecode(thing):
     code = thing.__code__
     return [thing.__name__, code.co_code, list(code.co_names), [str(c) for c in code.co_consts if not inspect.iscode(c)]]
 
-# %% ../nbs/25_code.ipynb #a2049d70
+# %% ../nbs/25_code.ipynb #1d8d585b
 def function_name(
     f,           # a function, or a `partial` of one
 ) -> str:        # for example "poly(power=0.9, hold=10)"
@@ -60,7 +60,7 @@ def function_name(
         raise ValueError("a schedule needs a name, because a run is found again by it: write `def mine(pct): ...` and pass mine")
     return name if f.__module__.startswith("symbiosis_nb.") else f"{name} [{source_digest(f)[:8]}]"
 
-# %% ../nbs/25_code.ipynb #f07806d8
+# %% ../nbs/25_code.ipynb #17a227b4
 def code_digest(
     build,       # the builder of a `Method`, or several functions and classes
 ) -> str:        # 16 hexadecimal digits
@@ -100,7 +100,7 @@ def _names(thing):
     cells = [c.cell_contents for c in thing.__closure__ or () if c.cell_contents is not thing]
     return [*found, *cells, *(thing.__defaults__ or ())]
 
-# %% ../nbs/25_code.ipynb #710f94b2
+# %% ../nbs/25_code.ipynb #a4e3bd00
 @lru_cache
 def module_digest(name: str) -> str:
     "A digest of a module's code, without comments and docstrings"

@@ -6,7 +6,7 @@
 __all__ = ['mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'schemes_of', 'train_attribute', 'valid_score',
            'map_jobs', 'chain_runs', 'gather_columns']
 
-# %% ../nbs/32b_combine.ipynb #97f19cf6
+# %% ../nbs/32b_combine.ipynb #ff716160
 import os
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ def mean_arrays(
 def _probability(logits): return 1/(1 + np.exp(-logits.astype(np.float64)))
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
 
-# %% ../nbs/32b_combine.ipynb #384549f7
+# %% ../nbs/32b_combine.ipynb #ae008c36
 def joined_cost(
     used: list,               # the runs that predict together
     trained: list | None = None,  # all that had to be trained for it; default: the same
@@ -72,7 +72,7 @@ def schemes_of(
     if own == "search": return "abcdefgh"
     return (own or {}).get(name) or crops.crop_assignment()[name]
 
-# %% ../nbs/32b_combine.ipynb #32db5ee3
+# %% ../nbs/32b_combine.ipynb #b5649fb4
 def train_attribute(
     name: str,           # of the attribute
     job: Job,            # of a chain
@@ -93,7 +93,7 @@ def valid_score(r: Run) -> float:
     "Validation average precision of a single attribute; 0 where it cannot be told"
     return float(np.nan_to_num(M.average_precision(*r.predictions("valid"))[0])) if "valid_targets" in r.arrays else 0.
 
-# %% ../nbs/32b_combine.ipynb #3580f25a
+# %% ../nbs/32b_combine.ipynb #4b3db9c7
 def map_jobs(
     f: Callable,    # of one item; what goes to other processes must be importable
     items: list,

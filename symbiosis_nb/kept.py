@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'keep', 'keep_helper']
 
-# %% ../nbs/24_kept.ipynb #029e77d9
+# %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from . import metrics as M
 from .core import DataError, as_path, atomic_write, fingerprint, read_json, write_json
 from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
 
-# %% ../nbs/24_kept.ipynb #72fff831
+# %% ../nbs/24_kept.ipynb #a421bbcf
 @dataclass
 class Kept:
     "A finished network's folder: a parser's, a generator's, or, as `Run`, an attribute method's"
@@ -50,7 +50,7 @@ class Kept:
         "The trained weights by name"
         return load_file(self.folder/"model.safetensors")
 
-# %% ../nbs/24_kept.ipynb #121c562e
+# %% ../nbs/24_kept.ipynb #e7712426
 FILES = ("config.json", "log.csv", "predictions.npz", "scores.parquet")   # of a run, before done.json
 NETWORK_FILES = ("config.json", "log.csv", "scores.parquet", "model.safetensors")   # of a parser or generator
 
@@ -64,7 +64,7 @@ def missing_files(folder: Path, files: tuple = NETWORK_FILES) -> list:
     "Names of the files that a finished folder would have and this one has not"
     return [f for f in (*files, "done.json") if not (Path(folder)/f).is_file()]
 
-# %% ../nbs/24_kept.ipynb #6e562b68
+# %% ../nbs/24_kept.ipynb #50069ac0
 def labelled(
     arrays: dict,              # of predictions.npz
     split: str = "test",       # or "valid"
@@ -86,7 +86,7 @@ def _refuse_nan(logits, names, split):
     more = " and others" if len(lost) > 5 else ""
     if lost: raise DataError(f"the {split} logits of {', '.join(lost[:5])}{more} are not finite: there is nothing to score")
 
-# %% ../nbs/24_kept.ipynb #e7d91dc4
+# %% ../nbs/24_kept.ipynb #d086056a
 @dataclass
 class Run(Kept):
     "A finished run; raises `DataError` for a folder that is not one"
@@ -125,7 +125,7 @@ class Run(Kept):
         "What belongs together in the test part: images of one person, boxes of one image; None: nothing"
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
-# %% ../nbs/24_kept.ipynb #ae02c809
+# %% ../nbs/24_kept.ipynb #bfb50434
 def keep(
     folder: Path,
     config: dict,               # what was asked
@@ -150,7 +150,7 @@ def _write_weights(path, model):
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     with atomic_write(path) as tmp: save_file(plain, tmp)
 
-# %% ../nbs/24_kept.ipynb #65091e04
+# %% ../nbs/24_kept.ipynb #c486f603
 def keep_helper(
     helper: Kept,   # a parser or a generator
     name: str,      # under which it is kept: "parser" or "generator"

@@ -58,7 +58,7 @@ def default_metrics():
     "Mean AP, balanced accuracy and accuracy"
     return [MeanScore(M.average_precision, "mAP"), MeanScore(M.balanced_accuracy, "balanced_accuracy"), MeanScore(M.accuracy, "accuracy")]
 
-# %% ../nbs/31_learner.ipynb #e2ed74fe
+# %% ../nbs/31_learner.ipynb #f19cc9a9
 def nesterov_step(p, lr, mom, grad_avg, **kwargs):
     "A step along the gradient and the momentum to come, as `torch.optim.SGD(nesterov=True)`"
     p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
@@ -70,7 +70,7 @@ def nesterov(params, lr, mom: float = .9, wd: float = 0.) -> Optimizer:
 OPTIMIZERS = dict(adam=partial(Adam, sqr_mom=.99), plain_adam=partial(Adam, sqr_mom=.999, eps=1e-8, decouple_wd=False),
                   sgd=partial(SGD, decouple_wd=False), nesterov=nesterov)
 
-# %% ../nbs/31_learner.ipynb #d4235776
+# %% ../nbs/31_learner.ipynb #81606674
 def measured_precision(
     dls,                # from `data.loaders`
     model: nn.Module,   # not changed

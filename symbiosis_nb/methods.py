@@ -234,5 +234,5 @@ register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"
          Method("g2s_one", "general_to_specific", "General to specific, one attribute", _joint_net, needs="crop", trunk="vgg16",
                 size=(224, 224), recipe=ONE_RECIPE, weights="file", sets=dict(LFWA=ONE_LFWA), note=VGG_FACE), listed=False)
 
-# %% ../nbs/30_methods.ipynb #9e6fd5ab
+# %% ../nbs/30_methods.ipynb #b7634611
 OURS.update(METHODS, VARIANTS)

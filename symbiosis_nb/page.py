@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from . import metrics as M, plot
-from .core import DataError, atomic_write, fingerprint
+from .core import DataError, as_path, atomic_write, fingerprint
 from .needs.masks import is_drawn
 from .report import COMPARED, SAYS, Card, percent
 
@@ -178,4 +178,4 @@ def write_html(
     page = jinja2.Template(PAGE).render(title=title, lead=f"{names} on {card.table.name}.", kind=SAYS[card.kind], style=STYLE,
                                         blocks=blocks, limits=card.limits(), made=made)
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
-    return Path(path)
+    return as_path(path)

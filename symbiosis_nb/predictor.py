@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithHelper', 'load_model', 'Look', 'look_of', 'opener_of', 'find_faces', 'Predictor', 'several', 'picture_names']
 
-# %% ../nbs/32c_predictor.ipynb #9cc3677a
+# %% ../nbs/32c_predictor.ipynb #3be319b6
 import copy, json, os, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from .methods import Build, get_method
 from .models.gating import Averaged
 from .models.specific import Joined
 
-# %% ../nbs/32c_predictor.ipynb #d4bd395b
+# %% ../nbs/32c_predictor.ipynb #4d6d942d
 class WithHelper(nn.Module):
     "A model with the network that makes its masks or abstraction images: pictures alone in, logits out"
     def __init__(self, model: nn.Module, helper: nn.Module | None = None):
@@ -119,7 +119,7 @@ def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
     return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
 
-# %% ../nbs/32c_predictor.ipynb #d86bc852
+# %% ../nbs/32c_predictor.ipynb #dcbfb71b
 def opener_of(r: Run) -> Opener:
     "How a finished run opens pictures"
     return Opener(r.config.get("exif", True), r.config.get("background", "white"))
@@ -170,6 +170,7 @@ class Predictor:
         on_bad: str = "raise",  # "skip" leaves pictures out that cannot be opened, with a warning that names them
     ) -> pd.DataFrame:   # attribute x picture, probabilities
         "Probabilities of every attribute for every picture, taken as it is: framed as in training; raises `DataError` for what is none"
+        if on_bad not in ("raise", "skip"): raise ValueError(f"on_bad is 'raise' or 'skip', not {on_bad!r}")
         many = several(pictures)
         names, parts, bad = picture_names(many), [], {}
         for start in range(0, len(many), bs):
@@ -221,7 +222,7 @@ def picture_names(
     again = {n for n, k in Counter(names).items() if k > 1}
     return [f"{n} ({i})" if n in again else n for i, n in enumerate(names)]
 
-# %% ../nbs/32c_predictor.ipynb #8ea370fa
+# %% ../nbs/32c_predictor.ipynb #e345711f
 @patch(cls_method=True)
 def from_learner(cls: Predictor,
     learn,           # from `attribute_learner`, for a model that takes pictures alone
@@ -269,7 +270,7 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
         file = onnx.load(tmp)
         for k, v in about.items(): file.metadata_props.add(key=k, value=v)
         onnx.save(file, tmp)
-    return Path(path)
+    return as_path(path)
 
 @patch(cls_method=True)
 def _load_onnx(cls: Predictor, path):

@@ -52,8 +52,8 @@ def _mark_shifted_column(frame):
     "General-to-specific, Table 3, Kalayeh: the first twenty rows carry the next attribute's value"
     source = frame.query("paper == 'symbiosis' and table == '5' and dataset == 'LFWA' and metric == 'acc'")
     source = source.set_index("attribute").value
-    column = "paper == 'general_to_specific' and table == '3' and method == 'Kalayeh et al.[6]'"
-    rows = frame.query(f"{column} and attribute in @CELEBA.names[:20]").index
+    column = frame.query("paper == 'general_to_specific' and table == '3' and method == 'Kalayeh et al.[6]'")
+    rows = column.index[column.attribute.isin(CELEBA.names[:20])]
     frame.loc[rows, "corrected"] = source[frame.loc[rows, "attribute"]].map(lambda v: f"{float(v):.1f}").values
     frame.loc[rows, "misprint"] = "the column is shifted: this is the next attribute's value"
     return frame

@@ -6,7 +6,7 @@
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'ONE_CYCLE', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse',
            'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
 
-# %% ../nbs/26_recipes.ipynb #90842052
+# %% ../nbs/26_recipes.ipynb #94ba62d8
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -137,7 +137,7 @@ class Profile:
         "Height and width of stored masks"
         return tuple(s//self.mask_share for s in self.size)
 
-# %% ../nbs/26_recipes.ipynb #26a3ef0e
+# %% ../nbs/26_recipes.ipynb #47f6ac86
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
 _DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes

@@ -50,7 +50,7 @@ def _train_along(job, folder):
     while not is_finished(folder, FILES): time.sleep(.2)
     return Run(folder, job.called or job.method.name)
 
-# %% ../nbs/33_runs.ipynb #abcbd829
+# %% ../nbs/33_runs.ipynb #2e47d1b7
 def run(
     method: str,                # a name from `METHODS`
     table: AttributeTable,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'build_model', 'start_from', 'multiply_adds', 'cost', 'training_code', 'train', 'finish']
 
-# %% ../nbs/32a_training.ipynb #cf882023
+# %% ../nbs/32a_training.ipynb #0a5660bb
 import sys, time
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from .learner import attribute_learner, default_metrics, distributed, epoch_log,
 from .methods import Build
 from .models.backbones import n_parameters
 
-# %% ../nbs/32a_training.ipynb #38d18ed8
+# %% ../nbs/32a_training.ipynb #ea474310
 def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
@@ -50,7 +50,7 @@ def start_from(
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 
-# %% ../nbs/32a_training.ipynb #82a2c143
+# %% ../nbs/32a_training.ipynb #5c356460
 def multiply_adds(model: nn.Module, example: tuple) -> int:
     "Multiply-adds of one forward pass of one sample"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(*example)
@@ -79,7 +79,7 @@ def _peak_memory() -> float | None:
     except ImportError: return None   # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(20 if sys.platform == "darwin" else 10)
 
-# %% ../nbs/32a_training.ipynb #c924925d
+# %% ../nbs/32a_training.ipynb #ca3f5b44
 TRAINING_ROOMS = ("callbacks", "learner", "losses", "recipes", "data.loaders")   # how a step is computed
 
 @lru_cache
@@ -159,7 +159,7 @@ def _who(table, ok):
     if table.frame != "box": return who
     return who | dict(test_image=np.unique([str(table.paths[i]) for i in test], return_inverse=True)[1])
 
-# %% ../nbs/32a_training.ipynb #51224494
+# %% ../nbs/32a_training.ipynb #2a287a3c
 def finish(job: Job, folder: Path, arrays: dict, log, model: nn.Module | None, costs: dict, **more):
     "Write a run's files, `done.json` last"
     t = job.table

@@ -47,6 +47,7 @@ class AttributeVocab:
         names = tuple(map(str, self.names))
         problems = [f"{n!r} comes {k} times" for n, k in Counter(names).items() if k > 1]
         problems += [f"name {i} is empty" for i, n in enumerate(names) if not n.strip()]
+        if not names: problems.append("there are none")
         groups = {g: (members,) if isinstance(members, str) else tuple(members) for g, members in self.groups.items()}
         problems += _group_faults(names, groups)
         if problems: raise DataError(f"{self.name}: the names cannot be used", problems)

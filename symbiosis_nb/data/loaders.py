@@ -10,6 +10,7 @@ __all__ = ['MEAN', 'STD', 'INPUTS', 'MIRROR', 'PATCHES', 'WIDE', 'Field', 'norma
 # %% ../../nbs/07_data.loaders.ipynb #d4fec97e
 import math
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,6 +24,7 @@ from fastai.data.load import DataLoader
 from fastcore.basics import merge
 
 from ..core import DataError
+from .columns import plain
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
@@ -34,9 +36,12 @@ INPUTS = ("image", "picture", "maps")
 class Field:
     "One column of a batch: what it is gathered from, and how it moves under augmentation"
     kind: str                           # see the table above
-    store: object                       # anything `store[rows]` gathers from: an `ArrayStore`, an array, a tensor
+    store: object                       # anything `store[rows]` gathers from by position: an `ArrayStore`, an array, a tensor; tables become arrays
     regions: RegionVocab | None = None  # of maps and labels: which trade places when mirrored
     crop: tuple | None = None           # (height, width) the model sees: the middle when measuring, anywhere (`Augment.shift`) in training
+
+    def __post_init__(self):
+        if isinstance(self.store, (list, tuple)) or hasattr(self.store, "iloc"): self.store = plain(self.store, self.kind)
 
     def gather(self, rows) -> torch.Tensor:
         "The rows as a tensor; pictures channels first, still uint8"
@@ -215,6 +220,24 @@ def attribute_targets(
     "Labels as the losses and metrics take them"
     return np.where(table.known, table.labels, np.nan).astype(np.float32)
 
+def _usable(table, ok):
+    "`ok` as an array; raises `DataError` when it is not one truth for each sample"
+    if ok is None: return np.ones(len(table), bool)
+    ok = plain(ok, "ok")
+    if ok.shape != (len(table),) or not np.isin(ok, (0, 1)).all(): raise DataError(f"ok has shape {ok.shape}: give True or False for each of {len(table)} samples")
+    return ok.astype(bool)
+
+def _check_rows(table, fields):
+    "Raise `DataError` where a store does not have one row for each sample: its rows would be other samples'"
+    for f in fields:
+        n = len(f.store) if hasattr(f.store, "__len__") else len(table)
+        if n != len(table): raise DataError(f"{table.name} has {len(table)} samples, the {f.kind} store {n} rows: make the store from this very table")
+
+def _in_process(kwargs):
+    "What fastai's loader is given: batches are gathered, not decoded, so that other processes would only slow them down"
+    if kwargs.get("num_workers"): warnings.warn("num_workers is not needed: a batch is gathered from a store, not decoded, and the next one is made ahead on an idle core")
+    return {**kwargs, "num_workers": 0}
+
 def attribute_loader(
     table: AttributeTable,
     inputs: list,       # `Field`s: the picture first, then what the method needs
@@ -226,10 +249,11 @@ def attribute_loader(
     **kwargs,
 ) -> GatherDL:
     "A loader over one split; raises `DataError` when the split is empty"
-    rows = np.flatnonzero((table.split == split) & (True if ok is None else ok))
+    rows = np.flatnonzero((table.split == split) & _usable(table, ok))
     if not len(rows): raise DataError(f"{table.name}: no sample in the {split} split")
     fields = [*inputs, Field("target", attribute_targets(table))]
-    how = dict(bs=min(bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, **kwargs)
+    _check_rows(table, fields)
+    how = dict(bs=min(bs, len(rows)), shuffle=train, drop_last=train, **_in_process(kwargs))
     return GatherDL(rows.tolist(), fields, augment, table.vocab, **how)
 
 def attribute_dls(
@@ -261,7 +285,8 @@ def parsing_loader(
     rows = np.flatnonzero(np.isin(table.split, split))
     if not len(rows): raise DataError(f"{table.name}: no image in the {split} split")
     fields = [*inputs, Field("label", labels, table.regions)]
-    return GatherDL(rows.tolist(), fields, augment, bs=min(bs, len(rows)), shuffle=train, drop_last=train, num_workers=0, **kwargs)
+    _check_rows(table, fields)
+    return GatherDL(rows.tolist(), fields, augment, bs=min(bs, len(rows)), shuffle=train, drop_last=train, **_in_process(kwargs))
 
 class MixedDL(GatherDL):
     "Attribute rows with parsing rows beside them: in training half and half in every batch, else first all of one kind, then of the other"
@@ -314,7 +339,7 @@ def mixed_dls(
         p_split, a_split = (split if (t.split == split).any() else "train" for t in (parsing, table))
         p = parsing_loader(parsing, [parsing_image], labels, p_split, bs, augment if train else None, train, **kwargs)
         a = attribute_loader(table, [image], a_split, bs, augment if train else None, train, ok=ok, **kwargs)
-        how = dict(bs=a.bs, shuffle=train, drop_last=train, num_workers=0, **kwargs)
+        how = dict(bs=a.bs, shuffle=train, drop_last=train, **_in_process(kwargs))
         dl = MixedDL(a.dataset, a.fields, p, augment=a.augment, vocab=table.vocab, **how)
         dl.n_inp = 1
         return dl

@@ -10,6 +10,7 @@ __all__ = ['ORIENTATION', 'TURNS', 'AGAIN', 'RAW', 'MANY', 'split_archive', 'rea
 import hashlib, io, os, re, struct, zipfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -107,7 +108,7 @@ def _open_bytes(data):
     "The decoded image; what only describes the picture (text of any length in a PNG) is no reason to refuse it"
     try: image = Image.open(io.BytesIO(data)); image.load(); return image
     except ValueError as e:
-        if not data.startswith(b"\x89PNG") or "too large" not in str(e): raise
+        if not data.startswith(b"\x89PNG") or "too large" not in str(e).lower(): raise
         image = Image.open(io.BytesIO(_without_text(data))); image.load(); return image
 
 def _without_text(data):
@@ -164,6 +165,13 @@ def _from_array(values):
         raise DataError(f"has shape {values.shape}, expected (H, W), (H, W, 3) or (H, W, 4)")
     return Image.fromarray(to_eight_bits(values))
 
+def _all_of(file, name):
+    "The bytes of an open file from its beginning, also when it was read before"
+    with suppress(OSError, AttributeError): file.seek(0)
+    data = file.read()
+    if isinstance(data, str): raise DataError(f"{name} was opened as text: open it with mode 'rb'")
+    return data
+
 def open_picture(
     source,                     # path, bytes, open file, array (H, W[, channels]), PIL image
     exif: bool = True,          # turn the picture as its EXIF tag says; False where boxes and landmarks are in the file's own pixels
@@ -172,7 +180,7 @@ def open_picture(
     "Any picture as RGB, by one rule; raises `DataError` for what is no whole picture"
     name = str(source) if isinstance(source, (str, os.PathLike)) else f"the picture ({type(source).__name__})"
     if isinstance(source, (bytes, bytearray, memoryview)): source = decode(source, name)
-    elif hasattr(source, "read") and not isinstance(source, Image.Image): source = decode(source.read(), getattr(source, "name", name))
+    elif hasattr(source, "read") and not isinstance(source, Image.Image): source = decode(_all_of(source, name), getattr(source, "name", name))
     elif isinstance(source, (str, os.PathLike)): source = decode(read_bytes(source), as_path(source))
     try:
         image = source if isinstance(source, Image.Image) else _from_array(source)
@@ -203,11 +211,15 @@ MANY = 64   # files of one folder, from which on the folder is listed instead of
 def stamp(
     path: str | Path,
 ) -> list:
-    "Name, size and time of a file (of its archive when it lies in one); zeros when it is not there"
+    "Name, size and time of the last change of a file (of its archive when it lies in one); zeros when it is not there"
     archive, _ = split_archive(Path(path))
     try: s = (archive or Path(path)).stat()
     except OSError: return [str(path), 0, 0]
-    return [str(path), s.st_size, s.st_mtime_ns]
+    return [str(path), s.st_size, _changed(s)]
+
+def _changed(s):
+    "When a file was changed last; tools that copy set the time of writing back, but not that of the change"
+    return max(s.st_mtime_ns, s.st_ctime_ns)
 
 def stamps(
     paths: list,  # N paths
@@ -220,7 +232,7 @@ def stamps(
         with os.scandir(folder) as entries: listed[folder] = {e.name: e.stat() for e in entries if e.name in names and e.is_file()}
     def one(p):
         s = listed.get(p.parent, {}).get(p.name)
-        return stamp(p) if s is None else [str(p), s.st_size, s.st_mtime_ns]
+        return stamp(p) if s is None else [str(p), s.st_size, _changed(s)]
     return [one(p) for p in paths]
 
 _SEEN = {}   # (name, size, time) -> digest of the content, for this process

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..core import CACHE_HINT, DataError, as_path, cache_dir, digest, folder_lock, progress, read_json, share, write_json
-from .columns import Faults, plain_paths
+from .columns import Faults, plain_boxes, plain_paths, plain_size
 from .pictures import RAW, pixels_digest
 from .tables import AttributeTable, ParsingTable
 
@@ -124,6 +124,7 @@ class View:
     "How a sample's picture is cut out of its file before it is resized"
     name: str = "whole"             # part of the store's key: another crop needs another name
     crop: Callable | None = None    # (image, i) -> image; None takes the whole image
+    rows: int | None = None         # samples that it knows; None: any
 
 WHOLE = View()
 
@@ -131,19 +132,22 @@ def box_view(
     boxes: np.ndarray,   # (N, 4) x, y, width, height in pixels of the file; a row of NaN means the whole image
     margin: float = 0.,  # enlarge by this share of width and height on every side
 ) -> View:
-    "Crop every sample to its box, clipped to the image"
+    "Crop every sample to its box, clipped to the image; raises `DataError` for boxes that are none"
+    faults = Faults("box_view"); boxes = plain_boxes(boxes, faults); faults.complain()
+    if boxes.ndim != 2 or boxes.shape[1] != 4: raise DataError(f"boxes have shape {boxes.shape}, expected (N, 4)")
     def crop(image, i):
         if np.isnan(boxes[i]).any(): return image
         x, y, w, h = boxes[i]
         x0, y0, x1, y1 = x - margin*w, y - margin*h, x + (1 + margin)*w, y + (1 + margin)*h
         return image.crop((max(0, round(x0)), max(0, round(y0)), min(image.width, round(x1)), min(image.height, round(y1))))
-    return View(f"box{margin:g}-{digest(np.asarray(boxes))}", crop)
+    return View(f"box{margin:g}-{digest(boxes)}", crop, len(boxes))
 
 # %% ../../nbs/06_data.pixels.ipynb #2f651249
 def pad_view(
     size: tuple,  # (height, width) whose shape is wanted
 ) -> View:
     "Pad to the shape of `size`, so that resizing stretches nothing; borders of pictures are repeated, labels are padded with 255"
+    size = plain_size(size)
     def crop(image, i):
         pixels = np.asarray(image); h, w = pixels.shape[:2]
         dy, dx = max(0, round(w*size[0]/size[1]) - h), max(0, round(h*size[1]/size[0]) - w)
@@ -160,7 +164,7 @@ def _decode(path, i, size, view, dtype, read):
         if view.crop: image = view.crop(image, i)
         return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0), dtype)
     except DataError as e: return e
-    except (ValueError, OSError, MemoryError) as e: return DataError(f"{path}: cannot be cropped or resized ({e})")
+    except (ValueError, OSError, MemoryError, IndexError) as e: return DataError(f"{path}: cannot be cropped or resized ({e})")
 
 def _paths_and_rule(pictures, read):
     "(paths, digest of their content, how they are opened) of a table or of bare paths"
@@ -179,7 +183,9 @@ def pixel_store(
     read: Callable | None = None,  # path -> RGB image; default: the table's rule, for bare paths `RAW`
 ) -> ArrayStore:          # rows are (height, width, 3) uint8
     "All pictures of a table, decoded once; raises `DataError` listing every bad image unless `on_bad='skip'`"
-    paths, content, read = _paths_and_rule(pictures, read)
+    if on_bad not in ("raise", "skip"): raise ValueError(f"on_bad is 'raise' or 'skip', not {on_bad!r}")
+    size, (paths, content, read) = plain_size(size), _paths_and_rule(pictures, read)
+    if view.rows not in (None, len(paths)): raise DataError(f"{view.rows} boxes for {len(paths)} pictures: give one for each")
     key = digest(content, [p.name for p in paths], list(size), view.name, getattr(read, "__qualname__", repr(read)))
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         make = lambda rows: pool.map(lambda i: _decode(paths[i], i, size, view, np.uint8, read), rows)
@@ -205,7 +211,7 @@ def label_store(
             label = Image.fromarray(table.label(i))
             return _shrink_label(np.asarray(view.crop(label, i) if view.crop else label), size)
         except DataError as e: return e
-    key = digest(table.digest, table.regions.name, list(size), view.name)
+    size = plain_size(size); key = digest(table.digest, table.regions.name, list(size), view.name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         store = array_store("labels", key, len(table), tuple(size), lambda rows: pool.map(one, rows), root=root, desc="label maps")
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} label maps cannot be used", store.problems)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['n_parameters', 'saved_bytes', 'peak_bytes']
 
-# %% ../../nbs/09b_models.cost.ipynb #80dd4370
+# %% ../../nbs/09b_models.cost.ipynb #4b8b6db1
 import weakref
 
 import torch

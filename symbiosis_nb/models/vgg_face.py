@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VGG_FACE_MEAN', 'VGGFaceHead', 'load_vgg_face']
 
-# %% ../../nbs/10c_models.vgg_face.ipynb #1b73adb4
+# %% ../../nbs/10c_models.vgg_face.ipynb #919cca7d
 from pathlib import Path
 
 import torch

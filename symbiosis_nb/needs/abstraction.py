@@ -7,7 +7,7 @@ __all__ = ['ABSTRACTION', 'label_landmarks', 'left_to_right', 'alignment_points'
            'pair_fields', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_scores', 'generator_run',
            'generator_config', 'job_generator', 'Abstraction', 'abstraction_pictures']
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #b8421626
+# %% ../../nbs/31e_needs.abstraction.ipynb #257bc6f6
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 
 from .. import metrics as M
-from ..core import DataError, default_device, digest, folder_lock, seed_everything
+from ..core import DataError, default_device, digest, folder_lock
 from ..data import crops
 from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
 from ..data.pixels import WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable
 from ..kept import Kept, is_finished, keep
+from ..callbacks import seeded
 from ..learner import Checkpoint, Sheet, adversarial_learner, epoch_log, half_l1
 from ..models.abstraction import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, init_gan, recovered_regions
 from ..models.adversarial import Adversary
@@ -62,7 +63,7 @@ def alignment_points(table: ParsingTable) -> np.ndarray:  # (N, 5, 2)
     return array_store("points", key, len(table), (5, 2), lambda rows: (label_landmarks(table.label(i)) for i in rows), np.float64,
                        desc="landmarks from labels").data
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #c3045bbe
+# %% ../../nbs/31e_needs.abstraction.ipynb #5f4cb2c0
 def _celeba_frame(points):
     "A view that aligns every picture to CelebA's template; pads those without landmarks"
     whole = pad_view(crops.CELEBA_SIZE[::-1])
@@ -91,7 +92,7 @@ def frame_view(
     if frame != "celeba": raise ValueError(f"frame is 'celeba', 'pad' or 'raw', not {frame!r}")
     return (_celeba_labels if labels else _celeba_frame)(alignment_points(table))
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #1cb3524f
+# %% ../../nbs/31e_needs.abstraction.ipynb #3e036e5c
 def target_store(
     table: ParsingTable, size: tuple, view: View,
     hard: bool = False,     # see `abstraction_image`
@@ -110,7 +111,7 @@ def target_store(
     if store.problems: raise DataError(f"{len(store.problems)} of {len(table)} abstraction images cannot be drawn", store.problems)
     return store
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #d1342a6a
+# %% ../../nbs/31e_needs.abstraction.ipynb #175c98ce
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1], moved alike; fields are photograph, target, and the target of a mirrored photograph"
     def plan(self, b):
@@ -125,7 +126,7 @@ def _signed(x):
     "Normalised pictures as a generator takes them, in [-1, 1]"
     return (x*STD.to(x.device)[:, None, None] + MEAN.to(x.device)[:, None, None])*2 - 1
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #6dcd2ca4
+# %% ../../nbs/31e_needs.abstraction.ipynb #b54c4724
 def pair_fields(
     table: ParsingTable,  # with Helen's regions
     config: dict,         # of the generator
@@ -221,8 +222,10 @@ def generator_config(table: ParsingTable, profile: Profile, seed: int = 0) -> di
     return {**g.plain(), "size": list(g.size or profile.size), "data": table.name, "data_digest": table.digest, "seed": seed, **marks}
 
 def _train_generator(table, profile, config, folder):
+    with seeded(config["seed"]): _train_seeded(table, profile, config, folder)
+
+def _train_seeded(table, profile, config, folder):
     g, fields = profile.generator, pair_fields(table, config)
-    seed_everything(config["seed"])
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
     learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, path=folder, precision=profile.precision)
@@ -236,7 +239,7 @@ def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #2c22c4e2
+# %% ../../nbs/31e_needs.abstraction.ipynb #943de3c8
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

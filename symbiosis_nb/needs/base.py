@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Ready', 'Need', 'register_need', 'get_need']
 
-# %% ../../nbs/29_needs.base.ipynb #468c22b1
+# %% ../../nbs/29_needs.base.ipynb #cd401add
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, box_view, pixel_store
 
-# %% ../../nbs/29_needs.base.ipynb #70eca183
+# %% ../../nbs/29_needs.base.ipynb #9b1ccd56
 @dataclass
 class Ready:
     "A job's stores and loaders"
@@ -29,7 +29,7 @@ class Ready:
     helpers: dict = field(default_factory=dict)  # what made masks or abstraction images: "parser" or "generator", and its run
     sources: dict = field(default_factory=dict)  # digests of what was computed before
 
-# %% ../../nbs/29_needs.base.ipynb #9e734c57
+# %% ../../nbs/29_needs.base.ipynb #8310a96f
 class Need:
     "What a method takes beside the picture; this one: nothing"
     name: str | None = None
@@ -73,7 +73,7 @@ class Need:
         "How a photograph is framed: keywords of `predictor.Look`"
         return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
-# %% ../../nbs/29_needs.base.ipynb #bfbf8b79
+# %% ../../nbs/29_needs.base.ipynb #c787ed2d
 NEEDS: dict = {}   # name -> `Need`
 
 def register_need(need: Need) -> Need:

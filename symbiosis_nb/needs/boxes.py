@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOXES', 'box_masks', 'Boxes']
 
-# %% ../../nbs/31b_needs.boxes.ipynb #90759248
+# %% ../../nbs/31b_needs.boxes.ipynb #139631fe
 import torch
 
 from ..core import DataError, digest
@@ -15,12 +15,12 @@ from ..models.pooling import landmark_masks
 from .base import Need, register_need
 from ..vocab import RegionVocab
 
-# %% ../../nbs/31b_needs.boxes.ipynb #a540ce4f
+# %% ../../nbs/31b_needs.boxes.ipynb #3781be7f
 _PARTS = [f"{part} {shape}" for part in ("left eye", "right eye", "nose", "left mouth", "right mouth") for shape in ("1:1", "1:2", "2:1")]
 _SIDES = ((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15))   # what trades places in a mirror
 BOXES = RegionVocab("boxes", ("whole", *_PARTS), _SIDES, "viewer", tuple((i*15, 0, 0) for i in range(16)))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #0b0c04f4
+# %% ../../nbs/31b_needs.boxes.ipynb #7324a2e0
 def box_masks(table,
     size: tuple,   # (height, width) of the masks
 ) -> Field:
@@ -46,7 +46,7 @@ def _first_frame(table):
     frames = (_frame_of(table, i) for i in range(len(table)))
     return next((f for f in frames if f != (1, 1)), (1, 1))
 
-# %% ../../nbs/31b_needs.boxes.ipynb #26f0e994
+# %% ../../nbs/31b_needs.boxes.ipynb #7a140da3
 class Boxes(Need):
     "Masks from landmarks"
     name, alone = "boxes", False

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_FACE', 'CROPS', 'detected_faces', 'face_view', 'Crops']
 
-# %% ../../nbs/31a_needs.crops.ipynb #75af77c2
+# %% ../../nbs/31a_needs.crops.ipynb #ca6af3ad
 import numpy as np
 
 from ..core import DataError, digest
@@ -15,7 +15,7 @@ from ..data.pixels import ArrayStore, View, array_store, pixel_store
 from ..data.tables import AttributeTable
 from .base import Need, register_need
 
-# %% ../../nbs/31a_needs.crops.ipynb #95394012
+# %% ../../nbs/31a_needs.crops.ipynb #2095c7a6
 NO_FACE = "no face found"
 
 def detected_faces(
@@ -62,7 +62,7 @@ def face_view(
     where = [table.frame, *known] if found is None else ["detected", found.digest]
     return View(f"face-{digest(scheme, border, redetect, *where)}", cut)
 
-# %% ../../nbs/31a_needs.crops.ipynb #a57492df
+# %% ../../nbs/31a_needs.crops.ipynb #6b240ad7
 class Crops(Need):
     "A crop of every face; with detection, training images without a face are left out"
     name, squares, alone = "crop", True, False

@@ -7,7 +7,7 @@ __all__ = ['FITS', 'PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured
            'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store', 'job_parser',
            'SizedMasks', 'Masks']
 
-# %% ../../nbs/31c_needs.masks.ipynb #206a56ca
+# %% ../../nbs/31c_needs.masks.ipynb #07d5a33f
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +15,21 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import nn
 
-from ..core import DataError, default_device, digest, folder_lock, seed_everything
+from ..core import DataError, default_device, digest, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
 from ..data.pixels import ArrayStore, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
+from ..callbacks import seeded
 from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
 from ..models.backbones import backbone
 from ..models.pooling import fit_masks
 from ..models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
-from .base import Need, Ready, register_need
+from .base import Need, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
-# %% ../../nbs/31c_needs.masks.ipynb #ff880a78
+# %% ../../nbs/31c_needs.masks.ipynb #8fce16f5
 def to_regions(table: ParsingTable, target: RegionVocab) -> ParsingTable:
     "`relabel` where there is a mapping, else the table as it is"
     known = target.name == table.regions.name or target.name in table.regions.merges
@@ -60,7 +61,7 @@ def is_drawn(name: str) -> bool:
     "Whether a table's name says that its pictures are synthetic"
     return "synthetic" in name.lower()
 
-# %% ../../nbs/31c_needs.masks.ipynb #0b5f244c
+# %% ../../nbs/31c_needs.masks.ipynb #f510cf75
 def small(n: int, config: dict) -> nn.Module:
     "The small parser of the demo"
     return small_parser(n, config["width"])
@@ -119,8 +120,10 @@ def _parsing_dls(table, image, labels, recipe):
     return DataLoaders(make("train", augment=recipe.augment, train=True), make(valid))
 
 def _train_parser(table, profile, config, weights, folder):
+    with seeded(config["seed"]): _train_seeded(table, profile, config, weights, folder)
+
+def _train_seeded(table, profile, config, weights, folder):
     recipe, (image, labels) = profile.parser_recipe, parsing_fields(table, profile.size)
-    seed_everything(config["seed"])
     net = PARSERS[profile.parser](len(table.regions), {**config, "weights": weights}).to(default_device())
     learn = parsing_learner(_parsing_dls(table, image, labels, recipe), net, len(table.regions), path=folder, precision=profile.precision)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
@@ -149,7 +152,7 @@ def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return parser_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31c_needs.masks.ipynb #9a8e6397
+# %% ../../nbs/31c_needs.masks.ipynb #84ebc4b2
 class SizedMasks(nn.Module):
     "A parser whose masks have the size of the stored ones"
     def __init__(self, parser: nn.Module, size: tuple): super().__init__(); self.parser, self.size = parser, size

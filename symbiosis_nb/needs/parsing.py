@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parsing']
 
-# %% ../../nbs/31d_needs.parsing.ipynb #7eccd0b5
+# %% ../../nbs/31d_needs.parsing.ipynb #5c04f645
 from dataclasses import replace
 
 from ..core import default_device
@@ -16,7 +16,7 @@ from .base import Need, Ready, register_need
 from .masks import parsing_fields, require_parsing, to_regions
 from ..vocab import HELEN
 
-# %% ../../nbs/31d_needs.parsing.ipynb #6fd30dc4
+# %% ../../nbs/31d_needs.parsing.ipynb #14510b80
 class Parsing(Need):
     "Mixed mini-batches, `bs` pictures of each task"
     name, parses = "parsing", True

@@ -78,8 +78,8 @@ def check(
     **roots,           # parameter -> the table that was opened from it, the measured one first; None where nothing was
 ) -> list:             # names of the methods
     "The methods asked for; raises `ValueError` or `DataError`, one sentence, for everything that would stop a run, or spoil its numbers, later"
-    for name, value in given.items():
-        if not callable(value): _check_value(name, value)   # a notebook has functions too
+    given = {k: v for k, v in given.items() if not callable(v)}   # a notebook has functions of these names too
+    for name, value in given.items(): _check_value(name, value)
     names = named(given["methods"] if methods is None else methods, METHODS if methods is None else {**METHODS, **VARIANTS})
     for name in names: _check_start(name, given)
     if roots: _check_tables([get_method(p) for n in names for p in get_method(n).parts or (n,)], roots)

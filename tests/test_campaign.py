@@ -55,6 +55,10 @@ def test_parameters_that_cannot_be_meant(changed, says):
     assert says in sentence(error)
 
 
+def test_functions_of_a_notebook_are_no_parameters():
+    with pytest.raises(DataError, match="weights that no package brings"): check(ASKED | dict(methods="pse_b", profile="paper", backbone=print, out=print))
+
+
 def test_parameters_as_people_write_them():
     for methods in ("avg_pool ssp", "avg_pool, ssp", ["avg_pool", "ssp"], "avg_pool,ssp "): assert check(ASKED | dict(methods=methods)) == ["avg_pool", "ssp"]
     assert check(ASKED | dict(methods="all")) == list(METHODS)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARSING', 'specified', 'unspecified', 'beside_print', 'averaged', 'parsing_gain', 'drawn_scores', 'parsing_by_seed',
-           'parsing_replicates', 'span_row']
+           'parsing_replicates', 'span_row', 'kept_results']
 
 # %% ../nbs/50b_paper_tables.ipynb #3709026f
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 from . import metrics as M, stats
 from .data.tables import AttributeTable
 from .published import published
-from .report import Card, over_seeds, own_spelling
+from .report import Card, markdown, over_seeds, own_spelling
 from .runs import Run, joined_cost, mean_arrays, score
 
 # %% ../nbs/50b_paper_tables.ipynb #b98bf91a
@@ -99,3 +99,19 @@ def span_row(drawn: np.ndarray, value: float | None = None) -> dict:
     "Percent: a value (or the mean of its replicates) with its 95 % interval"
     low, high = stats.interval(drawn, value)
     return dict(value=100*(np.nanmean(drawn) if value is None else value), low=100*low, high=100*high)
+
+# %% ../nbs/50b_paper_tables.ipynb #97ee24f2
+def kept_results(
+    folder: str | Path,   # written by `write_tables`
+    columns=("accuracy", "AP", "AP 95 %", "balanced_accuracy", "seeds"),
+    without=(),           # rows that are withdrawn, by their titles
+) -> str:                 # Markdown
+    "The scores of a kept card as a Markdown table, with what it was measured on; a plain sentence when nothing is kept there"
+    if not (Path(folder)/"scores.csv").is_file(): return f"*No kept result in {Path(folder).name}.*"
+    text = dict(dtype=str, keep_default_na=False)
+    scores = pd.read_csv(Path(folder)/"scores.csv", **text).set_index("method").drop(list(without), errors="ignore")
+    about = pd.read_csv(Path(folder)/"protocol.csv", index_col=0, **text).iloc[:, 0]
+    hardware = pd.read_csv(Path(folder)/"runs.csv").hardware.iloc[0]
+    size, says = about["input size (h, w)"], about["kind"].split(". ", 1)[-1]
+    what = f"*{about['data']}; {about['split']}; {about['trunk']}, input {size}; {hardware}. {says}*"
+    return "\n".join([markdown(scores[[c for c in columns if c in scores]]), "", what])

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'span', 'Card', 'printed_method', 'which_differ', 'own_spelling', 'write_frames', 'write_tables', 'markdown',
-           'kept_results']
+           'span', 'Card', 'printed_method', 'which_differ', 'own_spelling', 'write_frames', 'write_tables', 'markdown']
 
 # %% ../nbs/50_report.ipynb #eab120cf
 from dataclasses import dataclass
@@ -488,18 +487,3 @@ def markdown(frame: pd.DataFrame) -> str:
     line = lambda cells: "| " + " | ".join(cells) + " |"
     head = [line([frame.index.name or "", *frame.columns]), "| --- |" + " ---: |"*frame.shape[1]]
     return "\n".join([*head, *(line([str(name), *row]) for name, row in frame.iterrows())])
-
-def kept_results(
-    folder: str | Path,   # written by `write_tables`
-    columns=("accuracy", "AP", "AP 95 %", "balanced_accuracy", "seeds"),
-    without=(),           # rows that are withdrawn, by their titles
-) -> str:                 # Markdown
-    "The scores of a kept card as a Markdown table, with what it was measured on; a plain sentence when nothing is kept there"
-    if not (Path(folder)/"scores.csv").is_file(): return f"*No kept result in {Path(folder).name}.*"
-    text = dict(dtype=str, keep_default_na=False)
-    scores = pd.read_csv(Path(folder)/"scores.csv", **text).set_index("method").drop(list(without), errors="ignore")
-    about = pd.read_csv(Path(folder)/"protocol.csv", index_col=0, **text).iloc[:, 0]
-    hardware = pd.read_csv(Path(folder)/"runs.csv").hardware.iloc[0]
-    size, says = about["input size (h, w)"], about["kind"].split(". ", 1)[-1]
-    what = f"*{about['data']}; {about['split']}; {about['trunk']}, input {size}; {hardware}. {says}*"
-    return "\n".join([markdown(scores[[c for c in columns if c in scores]]), "", what])

@@ -24,7 +24,7 @@ test: install  ## hygiene, notebooks, pytest
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not data"
 
-test-slow: install  ## what takes longer than 20 seconds each
+test-slow: install  ## what takes longer than 20 seconds each; also the lowest releases, Python 3.10 and 3.13 (some gigabytes, 40 minutes)
 	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"
 
 lab: install  ## JupyterLab on the notebooks

@@ -14,7 +14,8 @@ import pytest
 from symbiosis_nb.core import DataError, atomic_write
 
 TESTS = Path(__file__).parents[1]/"tests"
-FILES = ["test_official_faults.py", "test_official_parquet.py", "test_official_attributes.py", "test_official_celeba.py", "test_official_parsing.py", "test_fuzz.py", "test_runs.py"]
+FILES = ["test_official_faults.py", "test_official_parquet.py", "test_official_attributes.py", "test_official_celeba.py", "test_official_parsing.py",
+         "test_fuzz.py", "test_columns.py", "test_pictures.py", "test_loaders.py", "test_core.py", "test_jobs.py", "test_runs.py"]
 
 
 class Recorder:

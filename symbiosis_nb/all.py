@@ -6,14 +6,18 @@
 __all__ = []
 
 # %% ../nbs/60_all.ipynb #e1ba5cd5
+from functools import partial
+
 from . import metrics, plot, stats
 from .core import DataError, cache_dir, fingerprint, seed_everything
+from .data.aligned import aligned, centred
 from .data.loaders import Augment, Field, attribute_dls, mixed_dls, parsing_loader
 from .data.official import (berkeley_attributes, celeba, celebamask_hq, fasseg, helen, lapa, lfwa, lip, wider_attribute)
 from .data.pixels import pixel_store
+from .data.tables import AttributeTable, ParsingTable
 from .data.sources import open_body_parsing, open_faces, open_lfwa, open_parsing, open_people
 from .learner import attribute_learner, parsing_learner, top_losses
-from .methods import METHODS, Method, Recipe, get_method, make_profile, register
+from .methods import METHODS, Method, get_method, register
 from .models.backbones import backbone
 from .models.abstraction import DualPath, GlobalGenerator, MultiscaleDiscriminator, abstraction_image
 from .models.gating import SSG, SSGNet
@@ -23,8 +27,10 @@ from .models.position import PSE, SE, PSENet
 from .models.symbiotic import SA, SANet
 from .page import write_html
 from .published import published
+from .recipes import Recipe, constant, hold_then_linear, inverse, make_profile, one_cycle, poly, steps
 from .report import Card
 from .runs import Predictor, Run, run
+from .vocab import AttributeVocab
 
 # %% ../nbs/60_all.ipynb #b2ecfec3
 __all__ = [n for n in globals() if not n.startswith("_")]

@@ -399,11 +399,13 @@ def ledger_counts(
 
 def kept_claims(
     folder: str | Path,   # of a kept report
+    without: str = "",    # a word of claims that are withdrawn
 ) -> str:                 # Markdown
     "The claims of a kept report as a Markdown table; a plain sentence when nothing is kept there"
     path = Path(folder)/"claims.csv"
     if not path.is_file(): return f"*No kept claims in {Path(folder).name}.*"
     frame = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False).set_index("claim")
+    if without: frame = frame[~frame.index.str.contains(without)]
     return markdown(frame[[c for c in "id metric difference interval seeds verdict differs".split() if c in frame]])
 
 # %% ../nbs/52_claims.ipynb #fbba27c4

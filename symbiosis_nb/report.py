@@ -492,11 +492,12 @@ def markdown(frame: pd.DataFrame) -> str:
 def kept_results(
     folder: str | Path,   # written by `write_tables`
     columns=("accuracy", "AP", "AP 95 %", "balanced_accuracy", "seeds"),
+    without=(),           # rows that are withdrawn, by their titles
 ) -> str:                 # Markdown
     "The scores of a kept card as a Markdown table, with what it was measured on; a plain sentence when nothing is kept there"
     if not (Path(folder)/"scores.csv").is_file(): return f"*No kept result in {Path(folder).name}.*"
     text = dict(dtype=str, keep_default_na=False)
-    scores = pd.read_csv(Path(folder)/"scores.csv", **text).set_index("method")
+    scores = pd.read_csv(Path(folder)/"scores.csv", **text).set_index("method").drop(list(without), errors="ignore")
     about = pd.read_csv(Path(folder)/"protocol.csv", index_col=0, **text).iloc[:, 0]
     hardware = pd.read_csv(Path(folder)/"runs.csv").hardware.iloc[0]
     size, says = about["input size (h, w)"], about["kind"].split(". ", 1)[-1]

@@ -89,7 +89,8 @@ def training_code() -> str:
 
 def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4"
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
-    ready, p = prepare(job), job.profile
+    p = job.profile
+    with seeded(job.seed): ready = prepare(job)   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
     with seeded(job.seed):
         learn, selection, clock, checkpoint = _trained(job, ready, folder)

@@ -154,3 +154,29 @@ def test_stamps_come_from_one_listing(tmp_path, monkeypatch):
     monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
     many = pixels_digest(files*30)                                         # so many are remembered in the cache
     assert len(list((tmp_path/"cache"/"digests").iterdir())) == 1 and pixels_digest(files*30) == many
+
+
+@pytest.mark.parametrize("mode,kind,kwargs", [("CMYK", "JPEG", dict(quality=100)), ("1", "PNG", {}), ("1", "TIFF", dict(compression="group4")), ("P", "GIF", {}),
+                                              ("P", "PNG", {}), ("F", "TIFF", {}), ("I", "TIFF", {}), ("I;16", "PNG", {}), ("LA", "PNG", {}), ("YCbCr", "JPEG", {})])
+def test_every_kind_of_file_shows_what_a_viewer_shows(mode, kind, kwargs):
+    "A black and white check, as grey as each kind can store it"
+    grey = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((8, 8)))
+    scaled = {"F": grey.astype(np.float32), "I": (grey*255).astype(np.int32), "I;16": (grey*65535).astype(np.uint16)}
+    image = Image.fromarray(scaled[mode]) if mode in scaled else Image.fromarray((grey*255).astype(np.uint8)).convert("RGB").convert(mode) if mode != "LA" \
+        else Image.fromarray((grey*255).astype(np.uint8)).convert("LA")
+    shown = np.asarray(open_picture(encoded(image, kind, **kwargs)))
+    assert shown.shape == (32, 32, 3) and np.abs(shown - grey[..., None]*255).mean() < 4
+
+
+def test_an_open_file_is_read_from_its_beginning(tmp_path):
+    file = io.BytesIO(encoded(Image.new("RGB", (3, 2), (9, 8, 7))))
+    for again in range(3): assert open_picture(file).getpixel((0, 0)) == (9, 8, 7)
+    (tmp_path/"a.txt").write_text("a")
+    with open(tmp_path/"a.txt") as text, pytest.raises(DataError, match="mode 'rb'"): open_picture(text)
+
+
+def test_another_picture_with_the_old_time_is_noticed(tmp_path):
+    "Tools that copy set back when a file was written; size and that time are then those of the picture before"
+    file = tmp_path/"a.bmp"; Image.new("RGB", (4, 4), 10).save(file); before, times = pixels_digest([file]), file.stat()
+    Image.new("RGB", (4, 4), 20).save(file); os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size and pixels_digest([file]) != before

@@ -105,9 +105,11 @@ def test_balanced_training_selects_by_balanced_accuracy(table, tmp_path):
 
 def test_drawn_regions_are_refused_for_photographs(table, tmp_path):
     from symbiosis_nb.data.sources import open_parsing
-    parsing = open_parsing(profile="smoke")
+    parsing, real = open_parsing(profile="smoke"), replace(table, name="CelebA (aligned)")
     for method in ("ssp", "sa", "dual_path", "ssp_ssg"):
-        with pytest.raises(DataError, match="parsing_root"): run(method, table, "smoke", out=tmp_path/"runs", parsing=parsing)
+        with pytest.raises(DataError, match="parsing_root"): run(method, real, "smoke", out=tmp_path/"runs", parsing=parsing)
+    with pytest.warns(UserWarning, match="is drawn"): mine = run("ssp", table, "smoke", out=tmp_path/"runs", parsing=parsing)   # one's own pictures
+    assert mine.config["learned_from"] == ["pictures", "synthetic parsing"]
     assert run("avg_pool", table, "smoke", out=tmp_path/"runs", parsing=parsing).config["learned_from"] == ["pictures"]
 
 

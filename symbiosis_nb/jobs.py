@@ -7,6 +7,7 @@ __all__ = ['COUNTS', 'POSITIVE', 'PRECISIONS', 'SIZES', 'Job', 'method_code', 'r
            'make_job', 'weights_for', 'paper_recipe']
 
 # %% ../nbs/31f_jobs.ipynb #952a75a4
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,11 +158,12 @@ def make_job(
     m, asked = get_method(method).on(table.name), make_profile(profile, **(overrides or {}))
     p = resolve(asked, m)
     twin = get_method(m.same_as).on(table.name) if m.same_as else None
-    options = {**job_options(p, m), **(options or {})}
+    asked_options, options = options or {}, {**job_options(p, m), **(options or {})}
     serves = twin if twin and resolve(asked, twin) == p else m
     where = {k: as_path(v) if k == "out" or k == "start" and v is not None else v for k, v in where.items()}
     table = limit_table(table, p.limit)
     _check(table, serves, where.get("start"))
+    _check_options(serves, asked_options)
     _check_crops(table, serves, p, options)
     return Job(serves, table, replace(p, attributes=_own_networks(p, table)), seed, options=options, called=m.name, **where)
 
@@ -203,11 +205,21 @@ def _check(table, m, start):
         purpose = "learn from" if "train" in empty else "measure on"
         raise DataError(f"{table.name} has no {' and no '.join(empty)} part, so there is nothing to {purpose}: "
                         f"its parts are {table.counts()}. Bring the partition file, or give split=")
+    unseen = [n for n, k in zip(table.names, table.known[table.split == "train"].any(0)) if not k]
+    if unseen: warnings.warn(f"{table.name}: no training label of {', '.join(unseen[:5])} is known: its scores are those of a guess")
     nothing = [s for s in ("train", "test") if not table.known[table.split == s].any()]
     if nothing: raise DataError(f"{table.name}: not one label of the {' and the '.join(nothing)} part is known")
     if m.groups and not table.vocab.groups:
         how = "AttributeVocab(name, names, groups=dict(eyes=(...), ...))"
         raise DataError(f"{m.name} needs groups of attributes, and {table.vocab.name} has none: {how}")
+
+def _check_options(m, options):
+    "Raise `ValueError` for options that nothing would read"
+    reads = getattr(m.build, "__code__", None)
+    if m.chain or m.build is not None and (reads is None or "options" in reads.co_names): return
+    if unread := [k for k in options if k not in m.need.options]:
+        where = f"pass them to its parts, {', '.join(m.parts)}" if m.parts else "its builder reads none"
+        raise ValueError(f"{m.name} takes no options ({', '.join(unread)}): {where}")
 
 def _own_networks(p, table):
     "The attributes with a network of their own: those of the profile that the table has, all of it where it has none of them"

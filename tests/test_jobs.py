@@ -207,3 +207,15 @@ def test_own_groups_travel_with_the_run(table, tmp_path):
     small = replace(table, vocab=vocab, labels=table.labels[:, :2], known=table.known[:, :2])
     r = run("pse_b", small, "smoke", out=tmp_path/"runs")
     assert r.vocab.groups == vocab.groups and list(Predictor.load(r.folder)(table.paths[0]).index) == ["red hat", "blue hat"]
+
+
+def test_options_that_nothing_reads_are_refused(table):
+    for method in ("avg_pool", "inception", "ssp_ssg"):
+        with pytest.raises(ValueError, match="takes no options"): make_job(method, table, "smoke", options=dict(norm="area"))
+    assert make_job("ssp", table, "smoke", options=dict(norm="area")).options["norm"] == "area"
+    assert make_job("g2s_1", table, "smoke", options=dict(scheme="e")).options["scheme"] == "e"
+
+
+def test_an_attribute_that_training_never_shows_is_named(table):
+    known = table.known.copy(); known[table.split == "train", 5] = False
+    with pytest.warns(UserWarning, match=table.names[5]): make_job("avg_pool", replace(table, known=known), "smoke")

@@ -36,6 +36,7 @@ class Need:
     uses: tuple = ()      # settings of the profile that only this need reads
     parses = False        # it learns from a parsing set
     squares = False       # pictures are squares of about the profile's area
+    options: tuple = ()   # keywords that it reads from a run's `options`, beside those of the model
     alone = True          # the model looks at the whole picture alone
 
     def pictures(self, job) -> ArrayStore:

@@ -66,6 +66,7 @@ def face_view(
 class Crops(Need):
     "A crop of every face; with detection, training images without a face are left out"
     name, squares, alone = "crop", True, False
+    options = ("scheme", "schemes", "rows", "faces", "redetect", "border")
 
     def pictures(self, job) -> ArrayStore:
         options, side = job.options, round(job.profile.size[0]*240/224)

@@ -101,12 +101,15 @@ class Generator:
     hard: bool = False            # targets from the most likely part alone
     gan: str = "lsgan"            # or "log", the paper's equation
     pixel: float = 0.             # weight of an L1 term to the target; the paper has none, a run of minutes needs one
+    matching: float = 10.         # weight of feature matching; 0 leaves it out
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
     recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=WIDE)
 
     def plain(self) -> dict:
-        "As JSON takes it; a weights file goes by its name"
-        return {**_plain(self), "perceptual": self.perceptual and Path(self.perceptual).name}
+        "As JSON takes it; a weights file goes by its name, and the usual weight of feature matching goes without saying"
+        plain = {**_plain(self), "perceptual": self.perceptual and Path(self.perceptual).name}
+        if self.matching == Generator.matching: del plain["matching"]   # runs from before it could be set keep their names
+        return plain
 
 @dataclass(frozen=True)
 class Profile:

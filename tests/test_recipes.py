@@ -133,4 +133,6 @@ def test_feature_matching_is_a_setting_of_the_generator():
     assert "matching" not in usual.plain() and none.plain()["matching"] == 0.
     dls = DataLoaders(*[DataLoader([1, 2], bs=1)]*2)
     model = Adversary(GlobalGenerator(4, 2, 1), MultiscaleDiscriminator(4, 1))
-    for g in (usual, none): assert adversarial_learner(dls, model, g.gan, matching=g.matching).loss_func.matching == g.matching
+    for g in (usual, none):
+        learn = adversarial_learner(dls, model, g.gan, matching=g.matching, precision="float32")
+        assert learn.loss_func.matching == g.matching

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'ONE_CYCLE', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse',
-           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
+           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'read_settings',
+           'fine_tuning']
 
 # %% ../nbs/26_recipes.ipynb #94ba62d8
-import math
+import ast, math, re
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -175,6 +176,25 @@ def make_profile(
     if "epochs" in changes: changes = dict(iterations=None) | changes   # who asks for epochs gets epochs
     return replace(profile, changes=changes)
 
+# %% ../nbs/26_recipes.ipynb #fb7bc270
+def read_settings(
+    text: str,   # for example "size=112x92 epochs=4 stride=16"
+) -> dict:       # keywords of `make_profile` and `run`
+    "Settings written as words; raises `ValueError` for what is no setting"
+    known = {f.name for f in (*fields(Profile), *fields(Recipe))} - {"name"}
+    pairs = [word.partition("=") for word in text.split()]
+    for name, equals, value in pairs:
+        if not equals or not value: raise ValueError(f"settings: {name!r} is no setting: write it as in settings='size=112x92 epochs=4'")
+        if name not in known: raise ValueError(f"settings: unknown setting {name!r}: known are {', '.join(sorted(known))}")
+    return {name: _setting(value) for name, _, value in pairs}
+
+def _setting(word):
+    "112x92 is a size, 4 and 1e-3 are numbers, None, True and False themselves, the rest words"
+    if re.fullmatch(r"\d+x\d+", word): return tuple(map(int, word.split("x")))
+    try: return ast.literal_eval(word)
+    except (ValueError, SyntaxError): return word
+
+# %% ../nbs/26_recipes.ipynb #cc352c42
 def fine_tuning(recipe: Recipe) -> dict:
     "Settings of a run that goes on from a finished one with balanced loss: a third as long, a tenth of the rate (paper silent: symbiosis, 2.5)"
     shorter = replace(recipe.longer(1/3), epochs=max(1, recipe.epochs//3))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'ONE_CYCLE', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse',
-           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'read_settings',
+           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'read_settings', 'make_profile',
            'fine_tuning']
 
 # %% ../nbs/26_recipes.ipynb #94ba62d8
@@ -162,20 +162,6 @@ ONE_CYCLE = Profile("onecycle", (218, 178), "efficientnet_lite0", weights="image
     generator=Generator(32, 3, 6, 32, size=None, pixel=10., recipe=replace(_DRAWN, epochs=30)), tune=Recipe(lr=1e-3, epochs=2, bs=32))
 PROFILES = {p.name: p for p in (SMOKE, MINUTES, ONE_CYCLE, PAPER)}
 
-# %% ../nbs/26_recipes.ipynb #c6c1063f
-def make_profile(
-    name: str,    # a key of `PROFILES`
-    **overrides,  # fields of `Profile` or of its `Recipe`: `size`, `backbone`, `epochs`, `lr`, ...
-) -> Profile:
-    "A profile with changes; raises `ValueError` for an unknown profile or field"
-    if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
-    own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
-    if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
-    profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
-    changes = {k: v for k, v in overrides.items() if k in recipe - own}
-    if "epochs" in changes: changes = dict(iterations=None) | changes   # who asks for epochs gets epochs
-    return replace(profile, changes=changes)
-
 # %% ../nbs/26_recipes.ipynb #fb7bc270
 def read_settings(
     text: str,   # for example "size=112x92 epochs=4 stride=16"
@@ -193,6 +179,22 @@ def _setting(word):
     if re.fullmatch(r"\d+x\d+", word): return tuple(map(int, word.split("x")))
     try: return ast.literal_eval(word)
     except (ValueError, SyntaxError): return word
+
+# %% ../nbs/26_recipes.ipynb #c6c1063f
+def make_profile(
+    name: str,    # a key of `PROFILES`; changes may follow, as in "onecycle size=112x92 epochs=4"
+    **overrides,  # fields of `Profile` or of its `Recipe`: `size`, `backbone`, `epochs`, `lr`, ...
+) -> Profile:
+    "A profile with changes; raises `ValueError` for an unknown profile or field"
+    name, _, more = name.strip().partition(" ")
+    if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
+    overrides = read_settings(more) | overrides
+    own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
+    if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
+    profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
+    changes = {k: v for k, v in overrides.items() if k in recipe - own}
+    if "epochs" in changes: changes = dict(iterations=None) | changes   # who asks for epochs gets epochs
+    return replace(profile, changes=changes)
 
 # %% ../nbs/26_recipes.ipynb #cc352c42
 def fine_tuning(recipe: Recipe) -> dict:

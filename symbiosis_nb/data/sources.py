@@ -35,7 +35,7 @@ def open_faces(
 ) -> AttributeTable:
     "CelebA from the user's folder, or synthetic faces in the same layout"
     if data_root: return official.celeba(as_path(data_root), variant, **kwargs)
-    drawn = synthetic_faces(SYNTHETIC.get(profile, 5000), **({} if variant == "aligned" else {"wild": True}))
+    drawn = synthetic_faces(SYNTHETIC.get(profile.split()[0], 5000), **({} if variant == "aligned" else {"wild": True}))
     return drawn if variant == "aligned" else read_faces(synthetic_root(drawn), variant)
 
 # %% ../../nbs/09_data.sources.ipynb #7b9eadb3
@@ -50,7 +50,7 @@ def open_lfwa(
     "LFWA from the user's folder, or a second synthetic set (other light, framing and label habits) in LFWA's layout"
     if frame not in LFWA_FRAMES: raise ValueError(f"frame is one of {', '.join(LFWA_FRAMES)}, not {frame!r}")
     if data_root: return LFWA_FRAMES[frame](official.lfwa(as_path(data_root), **kwargs))
-    n = {"smoke": 120}.get(profile, 1500)
+    n = 120 if profile.startswith("smoke") else 1500
     root = cache_dir()/"synthetic"/f"shifted-{n}"
     with folder_lock(root): return make_shifted_faces(root/"set", n)
 
@@ -73,7 +73,7 @@ def open_people(
     "WIDER Attribute or Berkeley Attributes of People from the user's folder, or synthetic people in the same layout; one sample is one box"
     make, read = dict(wider=(make_wider, official.wider_attribute), berkeley=(make_berkeley, official.berkeley_attributes))[kind]
     if data_root: return read(as_path(data_root), **kwargs)
-    n = {"smoke": 160}.get(profile, 3000)
+    n = 160 if profile.startswith("smoke") else 3000
     root = cache_dir()/"synthetic"/f"{kind}-{n}"
     with folder_lock(root): table = make(root/"set", n)
     return replace(table, frame="box")
@@ -85,7 +85,7 @@ def open_body_parsing(
 ) -> ParsingTable:
     "LIP from the user's folder, or synthetic people in its layout"
     if parsing_root: return official.lip(as_path(parsing_root), val_as="test", **kwargs)
-    n = {"smoke": 40}.get(profile, 600)
+    n = 40 if profile.startswith("smoke") else 600
     root = cache_dir()/"synthetic"/f"lip-{n}"
     with folder_lock(root): return make_lip(root/"set", n)
 
@@ -100,7 +100,7 @@ def open_parsing(
     **kwargs,                 # of the official reader, for example `on_missing`
 ) -> ParsingTable:
     "A parsing set from the user's folder, or the synthetic one; raises `DataError` when the folder has no known layout"
-    if not parsing_root: return synthetic_parsing({"smoke": 40}.get(profile, 600))
+    if not parsing_root: return synthetic_parsing(40 if profile.startswith("smoke") else 600)
     root = as_path(parsing_root)
     for mark, reader in LAYOUTS:
         if (root/mark).exists(): return reader(root, **kwargs)

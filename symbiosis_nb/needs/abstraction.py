@@ -228,18 +228,18 @@ def _train_seeded(table, profile, config, folder):
     g, fields = profile.generator, pair_fields(table, config)
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
-    learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, path=folder, precision=profile.precision)
+    learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, g.matching, path=folder, precision=profile.precision)
     with learn.no_bar(), learn.no_logging():
         learn.fit_recipe(g.recipe, cbs=[Sheet(folder/"progress.png"), Checkpoint(folder/"checkpoint.pt")])
     frame, l1 = generator_scores(model.generator.eval(), dls[2], table, config)
     done = dict(L1=l1, measured_on=measured_on(table.split), pictures=int(dls[2].n), regions=M.parsing_means(frame))
     keep(folder, config, done, frame, epoch_log(learn), model.generator)
 
+# %% ../../nbs/31e_needs.abstraction.ipynb #943de3c8
 def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #943de3c8
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

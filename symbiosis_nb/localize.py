@@ -184,4 +184,4 @@ def localisation_table(
     means = {**{m: (f.pointing[local].mean(), f.overlap[local].mean()) for m, f in frames.items()},
              "centre prior": (prior.pointing[local].mean(), prior.overlap[local].mean()), "chance": (prior.chance[local].mean(),)*2}
     per = pd.DataFrame({m: f.pointing for m, f in frames.items()} | {"centre prior": prior.pointing, "chance": prior.chance}).set_axis(list(table.names))
-    return (100*pd.DataFrame(means, index=["pointing", "overlap"]).T).round(1), (100*per).round(1)
+    return (100*pd.DataFrame(means, index=["pointing", "overlap"]).T).round(2), (100*per).round(2)

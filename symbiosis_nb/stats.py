@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INSTANCE', 'MARGINS', 'RULES', 'cluster_weights', 'interval', 'bootstrap', 'mean_known', 'bootstrap_mean',
            'bootstrap_instances', 'holm', 'mcnemar', 'paired_permutation', 'smallest_gap', 'paired', 'accuracy_gain',
-           'compare', 'simultaneous', 'verdict', 'joint_verdict']
+           'compare', 'simultaneous', 'verdict', 'standing', 'joint_verdict']
 
 # %% ../nbs/22_stats.ipynb #81514af9
 import numpy as np
@@ -183,11 +183,18 @@ def verdict(
     if margin is None and claim != "greater": raise ValueError(f"{claim!r} needs a margin: one of MARGINS")
     holds, fails = rule(low, high, margin)
     if holds or fails: return "holds" if holds else "does not hold"
-    return "cannot tell" + ("" if gap is None else f": {100*gap:.1f} points could be resolved")
+    return "cannot tell" + ("" if gap is None else f": {100*gap:.2f} points could be resolved")
 
 def _greater(low, high, margin): return low > 0, high < 0
 def _not_better(low, high, margin): return low <= 0 and high < margin, low > 0
 def _about_equal(low, high, margin): return -margin < low and high < margin, low > margin or high < -margin
+
+# %% ../nbs/22_stats.ipynb #e0529eca
+def standing(
+    low: float, high: float,   # interval of the difference, first minus second
+) -> str:                      # "above", "below" or "undecided"
+    "Where an interval lies: above zero, below it, or over it"
+    return "above" if low > 0 else "below" if high < 0 else "undecided"
 
 # %% ../nbs/22_stats.ipynb #41539684
 def joint_verdict(verdicts) -> str:

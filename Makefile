@@ -8,7 +8,7 @@ OUT ?= reports/local
 NOTEBOOK ?= celeba
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test test-slow lab export readme install clean
+.PHONY: reproduce test test-slow test-gpu lab export readme install clean
 
 # folders of data sets, as far as the notebook knows them: DATA (the set that is measured), PARSING (Helen or LIP), CELEBA (where LFWA starts from), LFWA
 # (the small set of abstraction, blan, pse, general_to_specific); WEIGHTS="pse=FILE general_to_specific=FILE", or scratch
@@ -26,6 +26,9 @@ test: install  ## hygiene, notebooks, pytest
 
 test-slow: install  ## what takes longer than 20 seconds each; also the lowest releases, Python 3.10 and 3.13 (some gigabytes, 40 minutes)
 	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"
+
+test-gpu:  ## on a CUDA device, under ten minutes; writes reports/gpu.csv. PYTHON may be any that has torch, the library needs no installation
+	PYTHONPATH="$(CURDIR)" SYMBIOSIS_QUIET=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/gpu
 
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

@@ -106,7 +106,7 @@ def made_up_run(name: str, table, seed: int, out: Path) -> Run:
     if is_finished(folder, FILES): return Run(folder)
     arrays = made_up(table, 1 + .02*list(METHODS).index(name), 100*seed + list(METHODS).index(name))
     settings = dict(name="paper", size=[218, 178], backbone="made up", width=1., weights=None, recipe={})
-    config = dict(method=name, paper=METHODS[name].paper, data=table.name, data_digest=table.digest, counts=table.counts(), vocab=table.vocab.name,
+    config = dict(method=name, paper=METHODS[name].paper, data=table.name, data_digest=table.digest, frame=table.frame, counts=table.counts(), vocab=table.vocab.name,
                   attributes=list(table.names), profile=settings, seed=seed, options={}, parsing=None, learned_from=[table.name])
     costs = dict(parameters=1, multiply_adds=1, training_seconds=1., predict_images_per_second=1., peak_memory_mib=1., hardware="none: made up")
     log = pd.DataFrame(dict(epoch=[0, 1], train_loss=[.7, .5], valid_loss=[.7, .6], mAP=[.5, .6], balanced_accuracy=[.5, .6], accuracy=[.8, .9]))

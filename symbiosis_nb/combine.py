@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'schemes_of', 'attribute_job', 'step_job',
-           'train_attribute', 'valid_score', 'map_jobs', 'chain_runs', 'joint_job', 'gather_columns']
+           'train_attribute', 'valid_score', 'map_jobs', 'requests', 'submitted', 'chain_runs', 'joint_job',
+           'gather_columns']
 
 # %% ../nbs/32b_combine.ipynb #ff716160
-import os
+import math, os, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -116,17 +117,57 @@ def map_jobs(
 ) -> list:
     "`f` of every item, here or in other processes: as many at once as there are cores for, or as the cluster gives"
     if executor is None: return [f(x) for x in items]
+    found = dict(submitted(f, items, executor, folder))
+    return [found[k] for k in range(len(items))]
+
+def requests(
+    row=None,   # of a `plan.Plan`; None: a day, and whatever memory there is
+) -> dict:      # keywords of submitit's `update_parameters`
+    "What a job asks a cluster for: twice the planned hours, half as much memory again"
+    if row is None: return dict(timeout_min=24*60)
+    return dict(timeout_min=max(60, math.ceil(120*row.hours)), mem_gb=math.ceil(4 + 1.5*row["memory GiB"]))
+
+def _pool(executor, folder):
+    "A submitit executor; raises `ImportError` where submitit is not installed"
+    if not isinstance(executor, str): return executor
     try: import submitit
     except ImportError:
         raise ImportError("training in other processes needs submitit: pip install 'symbiosis_nb[cluster]', or leave executor=None") from None
-    pool = executor
-    if isinstance(executor, str):
-        pool = submitit.AutoExecutor(folder/"submitit", cluster=executor)
-        pool.update_parameters(timeout_min=24*60)
-    threads = torch.get_num_threads()
+    return submitit.AutoExecutor(folder/"submitit", cluster=executor)
+
+def submitted(
+    f: Callable,      # of one item; what goes to other processes must be importable
+    items: list,
+    executor,         # "local" or "slurm" by submitit; or an executor of your own
+    folder: Path,     # of submitit's logs, one a job
+    names: list = (), # of the jobs, for the cluster's list
+    asked: list = (), # what each asks for, from `requests`
+    retries: int = 3, # how many times an item is begun again whose process died, or which the cluster stopped
+):                    # yields (position, result) as they come
+    "`f` of every item in other processes; a fault of `f` itself is raised when the others have ended"
+    pool, threads = _pool(executor, folder), torch.get_num_threads()
     width = max(1, os.cpu_count()//threads) if executor == "local" else len(items)
-    batches = [items[k:k + width] for k in range(0, len(items), width)]
-    return [j.result() for batch in batches for j in pool.map_array(partial(_with_threads, f, threads), batch)]
+    waiting, running, begun, faults = list(range(len(items))), {}, [0]*len(items), []
+    while waiting or running:
+        while waiting and len(running) < width:
+            k = waiting.pop(0); begun[k] += 1
+            if isinstance(executor, str): pool.update_parameters(name=_job_name(names[k] if names else "network"), **(asked[k] if asked else requests()))
+            running[k] = pool.submit(partial(_with_threads, f, threads), items[k])
+        for k, job in [(k, j) for k, j in running.items() if j.done()]:
+            del running[k]
+            try: fault = job.exception()
+            except Exception as e: fault = e
+            if fault is None: yield k, job.result()
+            elif begun[k] <= retries and _died(fault): waiting.append(k)
+            else: faults.append((k, fault))
+        time.sleep(.2)
+    if faults: raise faults[0][1]
+
+def _died(fault):
+    "Whether a job ended without an answer: killed, out of memory, preempted; a fault of the code itself would come again"
+    return type(fault).__name__ == "UncompletedJobError"
+
+def _job_name(text): return "".join(c if c.isalnum() else "-" for c in text)
 
 def _with_threads(f, threads, x):
     "The same threads everywhere, the same numbers everywhere"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'REHEARSALS', 'STORES', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'length', 'piece_cost',
-           'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'plan']
+           'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'job_of', 'plan']
 
-# %% ../nbs/33b_plan.ipynb #3d0cb340
+# %% ../nbs/33b_plan.ipynb #3d2315f7
 import json, math, shutil, statistics, time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
+from IPython.display import display
 
 from .callbacks import seeded
 from .combine import attribute_job, joint_job, schemes_of, step_job, valid_score
@@ -40,7 +41,7 @@ from .needs.masks import PARSERS, parser_config, require_parsing, to_regions
 from .training import build_model
 from .vocab import FACE7, HELEN
 
-# %% ../nbs/33b_plan.ipynb #419131ae
+# %% ../nbs/33b_plan.ipynb #17c2d54e
 @dataclass
 class Piece:
     "One network that has to be trained for a row"
@@ -89,13 +90,13 @@ def _attribute_pieces(name, job, like, start, known):
         start = max((Run(j.folder) for j in steps), key=valid_score).folder if known else None
     return found
 
-# %% ../nbs/33b_plan.ipynb #32b0abe8
+# %% ../nbs/33b_plan.ipynb #452816ee
 class _Steps(Callback):
     "Seconds of every training step, and of every batch that is only looked at"
     order = 90
-    def before_fit(self): self.train, self.look = [], []
+    def before_fit(self): self.steps, self.looks = [], []
     def before_batch(self): self._wait(); self.start = time.perf_counter()
-    def after_batch(self): self._wait(); (self.train if self.training else self.look).append(time.perf_counter() - self.start)
+    def after_batch(self): self._wait(); (self.steps if self.training else self.looks).append(time.perf_counter() - self.start)
     def _wait(self):
         if torch.cuda.is_available(): torch.cuda.synchronize()
 
@@ -171,7 +172,7 @@ def _rehearse(piece, recipe, n):
     learn = learner(precision=precision, metrics=[]) if piece.kind == "attributes" else learner(precision=precision)
     with learn.no_bar(), learn.no_logging():
         learn.fit_recipe(replace(recipe, bs=n, epochs=3, iterations=None, patience=None), cbs=[steps])
-    return dict(step=min(steps.train)*recipe.bs/n, image=min(steps.look)/n, pictures=n, precision=precision,
+    return dict(step=min(steps.steps)*recipe.bs/n, image=min(steps.looks)/n, pictures=n, precision=precision,
                 memory=parameters*16 + kept/n*recipe.bs, weights=4*parameters)
 
 def _kept_bytes(kind, model, dls):
@@ -183,7 +184,7 @@ def _kept_bytes(kind, model, dls):
     finally:
         if hasattr(model, "training_outputs"): model.joint = False
 
-# %% ../nbs/33b_plan.ipynb #5ba43a66
+# %% ../nbs/33b_plan.ipynb #b83a174c
 def _parts(piece):
     "Samples of the training, validation and test parts"
     counts = piece.job.table.counts() if piece.kind == "attributes" else piece.job.parsing.counts()
@@ -229,7 +230,7 @@ def stores(job: Job) -> dict:  # what it is, in words -> bytes
         found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = len(job.table)*STORES[job.method.needs](p)
     return found
 
-# %% ../nbs/33b_plan.ipynb #ad7b4e09
+# %% ../nbs/33b_plan.ipynb #74e2be0f
 GIB = 2**30
 
 def free_memory() -> float | None:
@@ -252,10 +253,10 @@ class Plan:
     def first_line(self) -> str:
         "What is said before everything else"
         rows = self.rows
-        done, hours = int((rows.networks == rows.done).sum()), self.hours
-        if done == len(rows): return f"plan: all {len(rows)} runs are finished, 0 hours of training"
+        left, hours = int((rows.networks - rows.done).sum()), self.hours
+        if not left: return f"plan: all {len(rows)} runs are finished, 0 hours of training"
         took = f"{60*hours:.0f} minutes" if hours < 1 else f"{hours:.1f} hours" if hours < 48 else f"{hours:,.0f} hours ({hours/24:.0f} days)"
-        return (f"plan: about {took} of training on {hardware()}, {int((rows.networks - rows.done).sum())} networks for {len(rows) - done} of {len(rows)} runs, "
+        return (f"plan: about {took} of training on {hardware()}, {left} networks to train for {len(rows)} runs, "
                 f"{rows['disk GiB'].sum():.1f} GiB of disk ({self.free/GIB:.0f} free)")
 
     def table(self) -> pd.DataFrame:
@@ -270,10 +271,11 @@ class Plan:
     def go(self,
         only: bool = False,   # stop here (the notebooks' `plan_only`)
     ):
-        "Say the hours; raise `DataError` for what will not fit, and `SystemExit` where only the plan was asked for, which papermill takes as an end"
+        "Show the plan; raise `DataError` for what will not fit, and `SystemExit` where only the plan was asked for, which papermill takes as an end"
         print(self.first_line(), flush=True)
+        display(self)
         if self.refusals and not only: raise DataError("this will not fit, so nothing was begun", self.refusals)
-        print(*(f"will not fit: {r}" for r in self.refusals), sep="\n", end="\n"*bool(self.refusals))
+        for r in self.refusals: print(f"will not fit: {r}")
         if only: raise SystemExit(0)
 
 def joined(
@@ -289,7 +291,7 @@ def _refuse_disk(p):
     p.refusals = [r for r in p.refusals if "of stores and results" not in r] + ([words] if need > p.free else [])
     return p
 
-# %% ../nbs/33b_plan.ipynb #2f05b344
+# %% ../nbs/33b_plan.ipynb #2a684322
 def plan_jobs(
     jobs: list,   # `Job`s, one per row, in the order in which they will run
 ) -> Plan:
@@ -297,7 +299,7 @@ def plan_jobs(
     seen, kept, rows, refusals = set(), {}, [], []
     memory = free_memory()
     for job in jobs:
-        found = [p for p in pieces(job) if p.key not in seen]
+        found = [p for key, p in {p.key: p for p in pieces(job)}.items() if key not in seen]
         seen |= {p.key for p in found}
         todo = [p for p in found if not p.done]
         new = {k: v for p in todo if p.kind == "attributes" for k, v in stores(p.job).items() if k not in kept}
@@ -309,6 +311,18 @@ def plan_jobs(
                      "million images": costs.images.sum()/1e6, "disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB,
                      "hours": costs.hours.sum()})
     return _refuse_disk(Plan(pd.DataFrame(rows), refusals, shutil.disk_usage(cache_dir()).free))
+
+def job_of(
+    method: str,
+    table: AttributeTable,
+    profile: str = "demo",
+    seed: int = 0,
+    out: str | Path = "runs",
+    parsing=None, on_bad: str = "raise", options=None, start=None, executor=None, again=False,
+    **overrides,
+) -> Job:
+    "The job of `runs.run` with the same arguments"
+    return make_job(method, table, profile, seed, options, overrides, out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
 
 def plan(
     names: list,         # of methods

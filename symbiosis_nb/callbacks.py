@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.fp16 import MixedPrecision
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
@@ -210,52 +211,58 @@ class Checkpoint(Callback):
         self.file, self.every, self.state, self.news = Path(path), every, None, "trained"
         self.code = training_code() if code is None else code
 
-    def before_fit(self):
-        if not self.file.exists(): return
-        state = self._read()
-        if state["code"] != self.code:
-            self.news = "trained (a checkpoint of another version of the code was not used)"
-            print(f"{self.file} was written by another version of the code: training starts anew", flush=True)
-            return
-        try: self.model.load_state_dict(state["model"]); self.opt.load_state_dict(state["opt"])
-        except (RuntimeError, ValueError, KeyError):
-            why = "it belongs to another trunk, size or version. Delete it to start this run again"
-            raise DataError(f"{self.file} does not fit this model: {why}") from None
-        self.state, self.learn.first_epoch = state, state["epoch"] + 1
-        self.news = f"resumed after epoch {state['epoch']}"
-        r = self.recorder
-        r.losses, r.iters, r.lrs = [torch.tensor(v) for v in state["losses"]], list(state["iters"]), list(state["lrs"])
-        r.values = type(r.values)([type(r.values)(v) for v in state["values"]])
-        for cb in self._others():
-            for key, value in state["remembered"].get(type(cb).__name__, {}).items(): setattr(cb, key, value)
-
-    def _read(self):
-        try: state = torch.load(self.file, weights_only=True)
-        except Exception as e:
-            what = f"is not a checkpoint of this library ({type(e).__name__}): delete it to start this run again"
-            raise DataError(f"{self.file} {what}") from None
-        return {"code": "", "remembered": {}, **state}
-
     def _others(self):
         "Callbacks that have something to remember"
         return [cb for cb in self.learn.cbs if hasattr(cb, "remembers")]
 
-    def before_epoch(self):
-        if self.state is None: return
-        _set_rng_state(self.learn, self.state["rng"])
-        r = self.recorder.smooth_loss; r.count, r.val = self.state["smooth"]
-        self.learn.train_iter = self.state["train_iter"]
-        self.state = None
+# %% ../nbs/28_callbacks.ipynb #bafffe91
+@patch
+def after_epoch(self: Checkpoint):
+    if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch: return
+    r = self.recorder
+    state = dict(code=self.code, model=_plain(self.model.state_dict()), opt=_plain(self.opt.state_dict()),
+                 epoch=self.epoch, train_iter=self.learn.train_iter, rng=_rng_state(self.learn), values=_plain(r.values),
+                 smooth=[r.smooth_loss.count, _plain(r.smooth_loss.val)], losses=[float(v) for v in r.losses],
+                 iters=_plain(r.iters), lrs=[float(v) for v in r.lrs],
+                 remembered={type(cb).__name__: {k: _plain(getattr(cb, k)) for k in cb.remembers} for cb in self._others()})
+    with atomic_write(self.file) as tmp: torch.save(state, tmp)
 
-    def after_epoch(self):
-        if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch: return
-        r = self.recorder
-        state = dict(code=self.code, model=_plain(self.model.state_dict()), opt=_plain(self.opt.state_dict()),
-                     epoch=self.epoch, train_iter=self.learn.train_iter, rng=_rng_state(self.learn), values=_plain(r.values),
-                     smooth=[r.smooth_loss.count, _plain(r.smooth_loss.val)], losses=[float(v) for v in r.losses],
-                     iters=_plain(r.iters), lrs=[float(v) for v in r.lrs],
-                     remembered={type(cb).__name__: {k: _plain(getattr(cb, k)) for k in cb.remembers} for cb in self._others()})
-        with atomic_write(self.file) as tmp: torch.save(state, tmp)
+# %% ../nbs/28_callbacks.ipynb #b6e4d745
+@patch
+def _read(self: Checkpoint):
+    try: state = torch.load(self.file, weights_only=True)
+    except Exception as e:
+        what = f"is not a checkpoint of this library ({type(e).__name__}): delete it to start this run again"
+        raise DataError(f"{self.file} {what}") from None
+    return {"code": "", "remembered": {}, **state}
+
+@patch
+def before_fit(self: Checkpoint):
+    if not self.file.exists(): return
+    state = self._read()
+    if state["code"] != self.code:
+        self.news = "trained (a checkpoint of another version of the code was not used)"
+        print(f"{self.file} was written by another version of the code: training starts anew", flush=True)
+        return
+    try: self.model.load_state_dict(state["model"]); self.opt.load_state_dict(state["opt"])
+    except (RuntimeError, ValueError, KeyError):
+        why = "it belongs to another trunk, size or version. Delete it to start this run again"
+        raise DataError(f"{self.file} does not fit this model: {why}") from None
+    self.state, self.learn.first_epoch = state, state["epoch"] + 1
+    self.news = f"resumed after epoch {state['epoch']}"
+    r = self.recorder
+    r.losses, r.iters, r.lrs = [torch.tensor(v) for v in state["losses"]], list(state["iters"]), list(state["lrs"])
+    r.values = type(r.values)([type(r.values)(v) for v in state["values"]])
+    for cb in self._others():
+        for key, value in state["remembered"].get(type(cb).__name__, {}).items(): setattr(cb, key, value)
+
+@patch
+def before_epoch(self: Checkpoint):
+    if self.state is None: return
+    _set_rng_state(self.learn, self.state["rng"])
+    r = self.recorder.smooth_loss; r.count, r.val = self.state["smooth"]
+    self.learn.train_iter = self.state["train_iter"]
+    self.state = None
 
 # %% ../nbs/28_callbacks.ipynb #eb67d9f4
 class Sheet(Callback):

@@ -23,6 +23,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.learner import AvgMetric, Learner, Metric
 from fastai.optimizer import SGD, Adam, Optimizer, average_grad, l2_reg
 from fastai.torch_core import to_detach
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from . import metrics as M
@@ -135,34 +136,18 @@ class ResumableLearner(Learner):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
-    def fit_recipe(self, recipe: Recipe, cbs=None):
-        "Train as the recipe says"
-        lrs = _group_rates(recipe, len(self.splitter(self.model)))
-        self.opt_func = partial(OPTIMIZERS[recipe.optimizer], mom=recipe.mom)
-        self.opt = None; self.create_opt()
-        self.opt.set_hyper("lr", lrs)
-        steps = len(self.dls.train); epochs = recipe.epochs_on(steps)
-        total = recipe.iterations or epochs*steps
-        schedule = {"lr": _Schedule(np.array(lrs), recipe.schedule, epochs*steps/total)}
-        self.fit(epochs, cbs=[ParamScheduler(schedule), *_length_callbacks(recipe), *(cbs or [])], lr=lrs, wd=recipe.wd)
-
-    def export(self, *args, **kwargs):
-        "fastai pickles the learner, data and all; what is worth keeping is the predictor"
-        raise NotImplementedError("a learner of stores is not pickled: Predictor.from_learner(learn) answers for photographs, "
-                                  "its to_onnx(file) keeps it; learn.save and load keep weights")
-
-    def tta(self, ds_idx: int = 1, **kwargs):
-        "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` where a model takes more"
-        dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
-        if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
-        both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid())/2, 1e-7)
-        logits, targets = predict(_As(self.model, both), dl, self.precision)
-        return torch.tensor(logits).sigmoid(), torch.tensor(targets)
-
-class _As(nn.Module):
-    "A model that answers by another function"
-    def __init__(self, model, f): super().__init__(); self.model, self.f = model, f
-    def forward(self, *args): return attribute_logits(self.f(*args))
+# %% ../nbs/31_learner.ipynb #fc629760
+@patch
+def fit_recipe(self: ResumableLearner, recipe: Recipe, cbs=None):
+    "Train as the recipe says"
+    lrs = _group_rates(recipe, len(self.splitter(self.model)))
+    self.opt_func = partial(OPTIMIZERS[recipe.optimizer], mom=recipe.mom)
+    self.opt = None; self.create_opt()
+    self.opt.set_hyper("lr", lrs)
+    steps = len(self.dls.train); epochs = recipe.epochs_on(steps)
+    total = recipe.iterations or epochs*steps
+    schedule = {"lr": _Schedule(np.array(lrs), recipe.schedule, epochs*steps/total)}
+    self.fit(epochs, cbs=[ParamScheduler(schedule), *_length_callbacks(recipe), *(cbs or [])], lr=lrs, wd=recipe.wd)
 
 def _length_callbacks(recipe):
     "What ends training before its last epoch is over"
@@ -178,6 +163,27 @@ class _Schedule:
     "Rates of all groups at a share of training; `stretch` is how much longer whole epochs are than what is asked for"
     def __init__(self, lrs, factor, stretch=1.): self.lrs, self.factor, self.stretch = lrs, factor, stretch
     def __call__(self, pct): return list(self.lrs*self.factor(min(max(pct*self.stretch, 0.), 1.)))
+
+# %% ../nbs/31_learner.ipynb #61471b5c
+@patch
+def export(self: ResumableLearner, *args, **kwargs):
+    "fastai pickles the learner, data and all; what is worth keeping is the predictor"
+    raise NotImplementedError("a learner of stores is not pickled: Predictor.from_learner(learn) answers for photographs, "
+                              "its to_onnx(file) keeps it; learn.save and load keep weights")
+
+class _As(nn.Module):
+    "A model that answers by another function"
+    def __init__(self, model, f): super().__init__(); self.model, self.f = model, f
+    def forward(self, *args): return attribute_logits(self.f(*args))
+
+@patch
+def tta(self: ResumableLearner, ds_idx: int = 1, **kwargs):
+    "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` where a model takes more"
+    dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
+    if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
+    both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid())/2, 1e-7)
+    logits, targets = predict(_As(self.model, both), dl, self.precision)
+    return torch.tensor(logits).sigmoid(), torch.tensor(targets)
 
 # %% ../nbs/31_learner.ipynb #85cb88fa
 def split_groups(model: nn.Module) -> list:  # lists of parameters, shallow to deep

@@ -158,6 +158,7 @@ ONE_CYCLE = Profile("onecycle", (218, 178), "efficientnet_lite0", weights="image
     generator=Generator(32, 3, 6, 32, size=None, pixel=10., recipe=replace(_DRAWN, epochs=30)), tune=Recipe(lr=1e-3, epochs=2, bs=32))
 PROFILES = {p.name: p for p in (SMOKE, MINUTES, ONE_CYCLE, PAPER)}
 
+# %% ../nbs/26_recipes.ipynb #c6c1063f
 def make_profile(
     name: str,    # a key of `PROFILES`
     **overrides,  # fields of `Profile` or of its `Recipe`: `size`, `backbone`, `epochs`, `lr`, ...

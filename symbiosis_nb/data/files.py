@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEFTOVERS', 'sniff', 'read_text', 'read_rows', 'is_image', 'stem_of', 'plain', 'short', 'number_of', 'read_csv',
-           'Numbers', 'complain', 'column_order', 'read_numbers', 'is_leftover', 'set_folder', 'scan_folder', 'find',
+           'complain', 'column_order', 'Numbers', 'read_numbers', 'is_leftover', 'set_folder', 'scan_folder', 'find',
            'need', 'list_images', 'images_by_stem', 'count_parts', 'keep_complete', 'check_counts', 'stored_image',
            'image_size', 'hold_out', 'read_mat', 'variables']
 
@@ -63,10 +63,21 @@ def read_rows(
 # %% ../../nbs/02a_data.files.ipynb #dd3d2160
 _IMAGE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
 
-def is_image(name: str) -> bool: return name.lower().endswith(_IMAGE)
-def stem_of(name: str) -> str: return name.rsplit(".", 1)[0] if is_image(name) else name   # without an image's ending
-def plain(name: str) -> str: return re.sub(r"[^a-z0-9]", "", name.lower())                 # letters and digits alone
-def short(text: str, n: int = 40) -> str: return repr(text if len(text) <= n else text[:n] + "…")
+def is_image(name: str) -> bool:
+    "Whether a name ends as an image file's does"
+    return name.lower().endswith(_IMAGE)
+
+def stem_of(name: str) -> str:
+    "A name without an image's ending; dots in other names stay"
+    return name.rsplit(".", 1)[0] if is_image(name) else name
+
+def plain(name: str) -> str:
+    "Letters and digits alone, in lower case: how names of two spellings are compared"
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+def short(text: str, n: int = 40) -> str:
+    "The first `n` letters, in quotes, for a message"
+    return repr(text if len(text) <= n else text[:n] + "…")
 
 def number_of(
     text: str,
@@ -84,6 +95,33 @@ def read_csv(
     reader = csv.reader(lines, delimiter=part)
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None
+
+# %% ../../nbs/02a_data.files.ipynb #82a80168
+def complain(
+    path: Path,         # the file at fault
+    problems: list,     # what is wrong, one for each line
+    unit: str = "line", # what is counted
+    count: int = 0,     # how many there are, where `problems` holds only the first of them
+):
+    "Raise one `DataError` for all faulty lines of a file; no problem is fine"
+    if not problems: return
+    raise DataError(f"{path}: {count or len(problems)} faulty {unit}(s): fetch the file again, or mend these {unit}s", problems)
+
+def column_order(
+    header: list,    # column names of a file
+    columns: tuple,  # names wanted
+    path: Path,      # for the message
+) -> list:
+    "Positions of `columns` in `header`, by name; raises `DataError` when one is not there or comes twice"
+    seen = [plain(h) for h in header]
+    wrong = [c for c in columns if seen.count(plain(c)) != 1]
+    if wrong:
+        lacks = sum(plain(c) not in seen for c in wrong)
+        why = f"{lacks} of {len(columns)} are not there" if lacks else "it has it twice"
+        what = "is this the right file? Attributes of your own go into an AttributeTable" if lacks else "keep one of them"
+        raise DataError(f"{path}: the header has no column {', '.join(wrong[:5])}" + " …"*(len(wrong) > 5)
+                        + f" (or has it twice): {why}; it has {short(' '.join(header), 120)}: {what}")
+    return [seen.index(plain(c)) for c in columns]
 
 # %% ../../nbs/02a_data.files.ipynb #1415bc8e
 @dataclass
@@ -114,32 +152,6 @@ class Numbers:
         "Position of each of `stems` here, -1 where it is not"
         where = {s: i for i, s in enumerate(self.stems)}
         return np.array([where.get(s, -1) for s in stems], int)
-
-def complain(
-    path: Path,         # the file at fault
-    problems: list,     # what is wrong, one for each line
-    unit: str = "line", # what is counted
-    count: int = 0,     # how many there are, where `problems` holds only the first of them
-):
-    "Raise one `DataError` for all faulty lines of a file; no problem is fine"
-    if not problems: return
-    raise DataError(f"{path}: {count or len(problems)} faulty {unit}(s): fetch the file again, or mend these {unit}s", problems)
-
-def column_order(
-    header: list,    # column names of a file
-    columns: tuple,  # names wanted
-    path: Path,      # for the message
-) -> list:
-    "Positions of `columns` in `header`, by name; raises `DataError` when one is not there or comes twice"
-    seen = [plain(h) for h in header]
-    wrong = [c for c in columns if seen.count(plain(c)) != 1]
-    if wrong:
-        lacks = sum(plain(c) not in seen for c in wrong)
-        why = f"{lacks} of {len(columns)} are not there" if lacks else "it has it twice"
-        what = "is this the right file? Attributes of your own go into an AttributeTable" if lacks else "keep one of them"
-        raise DataError(f"{path}: the header has no column {', '.join(wrong[:5])}" + " …"*(len(wrong) > 5)
-                        + f" (or has it twice): {why}; it has {short(' '.join(header), 120)}: {what}")
-    return [seen.index(plain(c)) for c in columns]
 
 # %% ../../nbs/02a_data.files.ipynb #6c9528e6
 def _header_of(rows, words):
@@ -231,6 +243,7 @@ def set_folder(
     if not root.is_dir(): raise DataError(f"{root}: there is no such folder: give the folder that holds the data set")
     return root
 
+# %% ../../nbs/02a_data.files.ipynb #e537107d
 def scan_folder(
     folder: Path,
 ) -> list:  # of `os.DirEntry`
@@ -448,7 +461,6 @@ def read_mat(
     except ImportError: raise
     except Exception as e: raise DataError(f"{path} is a damaged .mat file ({type(e).__name__}: {str(e)[:80]}): fetch it again") from None
 
-# %% ../../nbs/02a_data.files.ipynb #d4809c15
 def variables(
     path: Path,   # a .mat file
     *names: str,  # variables wanted

@@ -90,6 +90,14 @@ class AttributeTable:
     @property
     def names(self): return self.vocab.names
     def __len__(self): return len(self.paths)
+    def __repr__(self): return f"{self.name}: {_count(self)} with {len(self.names)} attributes, frame {self.frame!r}{_people(self)}"
+
+def _count(table):
+    "How many pictures, part by part"
+    parts = ", ".join(f"{s} {n:,}" for s, n in table.counts().items() if n)
+    return f"{len(table):,} samples ({parts})"
+
+def _people(table): return "" if table.identity is None else f", {len(set(table.identity[table.identity >= 0])):,} people"
 
 # %% ../../nbs/02_data.tables.ipynb #6fe07998
 ROW_COLUMNS = ("labels", "known", "split", "identity", "boxes", "landmarks")
@@ -179,15 +187,13 @@ class ParsingTable:
         "The rule by which all its pictures are opened"
         return Opener(self.exif, self.background)
 
-    def open(self, i: int):  # -> PIL image, RGB
-        "The picture of one row"
-        return self.opener(self.paths[i])
-
     def __len__(self): return len(self.paths)
+    def __repr__(self): return f"{self.name}: {_count(self)} with {len(self.regions)} regions, {', '.join(self.regions.names)}"
 
-    def counts(self) -> dict:  # split -> number of images
-        "How many images each split has"
-        return {s: int((self.split == s).sum()) for s in SPLITS}
+    @cached_property
+    def pixels_digest(self) -> str:
+        "Sixteen digits that change whenever a picture does; taken once per table"
+        return pixels_digest(self.paths)
 
     @cached_property
     def digest(self) -> str:
@@ -196,37 +202,56 @@ class ParsingTable:
         content = self.pixels_digest, pixels_digest(labels), [f"{f.parent.name}/{f.name}" for f in labels]
         return core.digest(self.name, self.regions.name, files, self.split, content, self.label_how, self.background)
 
-    @cached_property
-    def pixels_digest(self) -> str:
-        "Sixteen digits that change whenever a picture does; taken once per table"
-        return pixels_digest(self.paths)
+# %% ../../nbs/02_data.tables.ipynb #47a9c103
+@patch
+def counts(self: ParsingTable) -> dict:  # split -> number of images
+    "How many images each split has"
+    return {s: int((self.split == s).sum()) for s in SPLITS}
 
-    def label_sources(self) -> list:
-        "All files that labels are read from"
-        def files(source):
-            if isinstance(source, dict): return source.values()
-            return source if isinstance(source, (list, tuple)) else [source]
-        return [as_path(f) for source in self.label_files for f in files(source) if f is not None]
+@patch
+def open(self: ParsingTable,
+    i: int,   # row
+):            # -> PIL image, RGB
+    "The picture of one row, by the table's rule"
+    return self.opener(self.paths[i])
 
-    def label(self, i: int) -> np.ndarray:
-        "Label map of image `i`, (H, W) uint8, in the numbers of `regions`"
-        return self.read_label(i)
+@patch
+def label_sources(self: ParsingTable) -> list:  # of paths
+    "All files that labels are read from"
+    def files(source):
+        if isinstance(source, dict): return source.values()
+        return source if isinstance(source, (list, tuple)) else [source]
+    return [as_path(f) for source in self.label_files for f in files(source) if f is not None]
 
-    def soft(self, i: int) -> np.ndarray:
-        "Probability maps of image `i`, (R, H, W) float32 summing to 1; one-hot of `label` for sets with hard labels only"
-        if self.read_soft is None:
-            return (np.arange(len(self.regions))[:, None, None] == self.label(i)).astype(np.float32)
-        maps = self.read_soft(i).astype(np.float32)
-        return maps/np.maximum(maps.sum(0), 1e-6)
+@patch
+def take(self: ParsingTable,
+    rows,   # integer positions, a boolean mask, or a slice
+) -> ParsingTable:
+    "The given rows, with their labels"
+    rows = np.arange(len(self))[rows]
+    files = [self.label_files[i] for i in rows] if self.label_files else []
+    marks = None if self.landmarks is None else self.landmarks[rows]
+    soft = self.read_soft and (lambda i: self.read_soft(rows[i]))
+    return replace(self, paths=[self.paths[i] for i in rows], split=self.split[rows], read_label=lambda i: self.read_label(rows[i]),
+                   read_soft=soft, label_files=files, landmarks=marks)
 
-    def take(self, rows) -> "ParsingTable":
-        "The given rows (integer positions, mask or slice)"
-        rows = np.arange(len(self))[rows]
-        files = [self.label_files[i] for i in rows] if self.label_files else []
-        marks = None if self.landmarks is None else self.landmarks[rows]
-        soft = self.read_soft and (lambda i: self.read_soft(rows[i]))
-        return replace(self, paths=[self.paths[i] for i in rows], split=self.split[rows], read_label=lambda i: self.read_label(rows[i]),
-                       read_soft=soft, label_files=files, landmarks=marks)
+# %% ../../nbs/02_data.tables.ipynb #b7db4242
+@patch
+def label(self: ParsingTable,
+    i: int,           # row
+) -> np.ndarray:      # (H, W) uint8, in the numbers of `regions`; 255 where a pixel does not count
+    "Label map of one image"
+    return self.read_label(i)
+
+@patch
+def soft(self: ParsingTable,
+    i: int,           # row
+) -> np.ndarray:      # (R, H, W) float32 summing to 1
+    "Probability maps of one image; one-hot of `label` for sets with hard labels only"
+    if self.read_soft is None:
+        return (np.arange(len(self.regions))[:, None, None] == self.label(i)).astype(np.float32)
+    maps = self.read_soft(i).astype(np.float32)
+    return maps/np.maximum(maps.sum(0), 1e-6)
 
 # %% ../../nbs/02_data.tables.ipynb #731c60d9
 def relabel(

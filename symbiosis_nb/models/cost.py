@@ -30,6 +30,7 @@ def saved_bytes(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): result = f()
     return sum(n for p, n in sizes.items() if p not in known)
 
+# %% ../../nbs/09b_models.cost.ipynb #f7571b70
 class _LiveBytes(TorchDispatchMode):
     "Counts the storages that operators make while they live"
     def __init__(self): super().__init__(); self.now = self.peak = 0; self.seen = set()

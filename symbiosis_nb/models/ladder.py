@@ -231,6 +231,29 @@ class Join(nn.Module):
     def forward(self, enc: Tensor, dec: Tensor) -> Tensor:
         return self.join(torch.cat([enc, dec], 1))
 
+# %% ../../nbs/16_models.ladder.ipynb #3dfc049e
+def _check_choices(trunk, features, rec, info, attention):
+    "Raise `ValueError` for a choice that there is not"
+    if features not in FEATURES: raise ValueError(f"features is one of {', '.join(FEATURES)}, not {features!r}")
+    for name, value in dict(rec=rec, info=info).items():
+        if value not in ("mean", "sum"): raise ValueError(f"{name} is 'mean' or 'sum', not {value!r}")
+    if attention and features != "attention":
+        raise ValueError(f"{', '.join(attention)}: only features='attention' has an RDAM to take it")
+    n = len(trunk.stages)
+    if n < 3: raise ValueError(f"BLAN needs a trunk with three stages or more, {trunk.name or 'this one'} has {n}")
+
+def _mirror(trunk, channels, start):
+    "The decoder of a trunk: as many blocks per level, a last kernel like the first"
+    kernel = next(m.kernel_size[0] for m in trunk.modules() if isinstance(m, nn.Conv2d))
+    return LadderDecoder(channels, block_counts(trunk.stages[-len(channels):])[:-1], start, kernel)
+
+def _what_is_read(shapes, features, deepest):
+    "Shapes of the maps that the classifiers read, and their units, of the printed sizes also where maps are concatenated"
+    times = 2 if features == "plain_concat" else 1
+    read = [(times * c, h, w) for c, h, w in shapes[:-1]]
+    units = [(kernel, stride, a / times, b / times) for kernel, stride, a, b in UNITS[-len(shapes):-1]]
+    return ([*read, shapes[-1]], [*units, UNITS[-1]]) if deepest else (read, units)
+
 # %% ../../nbs/16_models.ladder.ipynb #c780c186
 class BLAN(AttributeModel):
     "Bi-directional ladder attentive network (blan, 2 to 6); raises `ValueError` for a trunk with fewer than three stages or a wrong choice"
@@ -279,28 +302,6 @@ class BLAN(AttributeModel):
         self.lmim = nn.ModuleList([MutualInformation(c, length, hidden) for c, _, _ in read] if lmim else [])
         self.fusion = ScoreFusion(n_attributes, self.K, probs) if fusion else None
         init_new(*(part for name, part in self.named_children() if name != "backbone"))
-
-def _check_choices(trunk, features, rec, info, attention):
-    "Raise `ValueError` for a choice that there is not"
-    if features not in FEATURES: raise ValueError(f"features is one of {', '.join(FEATURES)}, not {features!r}")
-    for name, value in dict(rec=rec, info=info).items():
-        if value not in ("mean", "sum"): raise ValueError(f"{name} is 'mean' or 'sum', not {value!r}")
-    if attention and features != "attention":
-        raise ValueError(f"{', '.join(attention)}: only features='attention' has an RDAM to take it")
-    n = len(trunk.stages)
-    if n < 3: raise ValueError(f"BLAN needs a trunk with three stages or more, {trunk.name or 'this one'} has {n}")
-
-def _mirror(trunk, channels, start):
-    "The decoder of a trunk: as many blocks per level, a last kernel like the first"
-    kernel = next(m.kernel_size[0] for m in trunk.modules() if isinstance(m, nn.Conv2d))
-    return LadderDecoder(channels, block_counts(trunk.stages[-len(channels):])[:-1], start, kernel)
-
-def _what_is_read(shapes, features, deepest):
-    "Shapes of the maps that the classifiers read, and their units, of the printed sizes also where maps are concatenated"
-    times = 2 if features == "plain_concat" else 1
-    read = [(times * c, h, w) for c, h, w in shapes[:-1]]
-    units = [(kernel, stride, a / times, b / times) for kernel, stride, a, b in UNITS[-len(shapes):-1]]
-    return ([*read, shapes[-1]], [*units, UNITS[-1]]) if deepest else (read, units)
 
 # %% ../../nbs/16_models.ladder.ipynb #2eff7310
 @patch

@@ -235,11 +235,11 @@ def _train_seeded(table, profile, config, folder):
     done = dict(L1=l1, measured_on=measured_on(table.split), pictures=int(dls[2].n), regions=M.parsing_means(frame))
     keep(folder, config, done, frame, epoch_log(learn), model.generator)
 
+# %% ../../nbs/31e_needs.abstraction.ipynb #943de3c8
 def job_generator(job) -> GeneratorRun:
     "The generator of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
     return generator_run(require_parsing(job), job.profile, 0, job.out)
 
-# %% ../../nbs/31e_needs.abstraction.ipynb #943de3c8
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)

@@ -25,7 +25,7 @@ from .data.loaders import middle, normalize
 from .data.pictures import Opener, open_picture
 from .kept import Run
 from .learner import ResumableLearner, attribute_logits
-from .methods import Build, get_method
+from .methods import Build, method_of
 from .models.gating import Averaged
 from .models.specific import Joined
 
@@ -51,7 +51,7 @@ def load_model(
     folder: str | Path,  # of a finished run
 ) -> nn.Module:          # pictures (B, 3, H, W), normalised -> logits (B, NA); chains take their crops, (B, K, 3, H, W)
     "The trained model of a run, in evaluation mode, with its helper where it needs one; raises `DataError` when it cannot stand alone"
-    r = Run(folder); m = get_method(r.config["method"])
+    r = Run(folder); m = method_of(r.config)
     if m.parts: return Averaged([load_model(r.folder.parent/name) for name in r.done["parts"]]).eval()
     if m.chain: return _chain_model(r)
     p = r.config["profile"]
@@ -117,7 +117,7 @@ def _middle(pixels, size):
 
 def look_of(r: Run) -> Look:
     "How a finished run looks at a photograph"
-    return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **get_method(r.config["method"]).need.look(r))
+    return Look(tuple(r.config["profile"]["size"]), r.config["frame"], **method_of(r.config).need.look(r))
 
 # %% ../nbs/32c_predictor.ipynb #dcbfb71b
 def opener_of(r: Run) -> Opener:

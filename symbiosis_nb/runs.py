@@ -16,7 +16,7 @@ from . import metrics as M
 from .combine import average_runs, chain_runs, joined_cost, mean_arrays, one_attribute   # people look for them here
 from .core import folder_lock
 from .data.tables import AttributeTable
-from .jobs import Job, make_job
+from .jobs import Job, check_beside, make_job
 from .kept import FILES, Run, is_finished, score
 from .learner import process_rank
 from .predictor import Predictor, load_model
@@ -67,7 +67,9 @@ def run(
 ) -> Run:
     "Train and measure one method on one table; reads what is done, goes on with what was cut off"
     where = dict(out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
-    return run_job(make_job(method, table, profile, seed, options, overrides, **where))
+    job = make_job(method, table, profile, seed, options, overrides, **where)
+    check_beside(table, job.method, parsing)
+    return run_job(job)
 
 # %% ../nbs/33_runs.ipynb #fbcc2614
 def collect(

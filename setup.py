@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0", python_requires=f">={cfg['min_python']}", url=cfg["git_url"],
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["tables/*.csv"]},
+    package_data={cfg["lib_path"]: ["tables/*.csv", "tables/page.*"]},
     install_requires=words("requirements"), extras_require={name: words(f"{name}_requirements") for name in extras},
     entry_points={"console_scripts": words("console_scripts"), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -10,14 +10,16 @@ from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
+from .checks import check_settings
 from .core import DataError, as_path, words
+from .data.sources import LFWA_FRAMES
 from .data.tables import AttributeTable, ParsingTable
 from .jobs import make_job, resolve, weights_for
 from .kept import Run
 from .methods import METHODS, VARIANTS, get_method
 from .models.backbones import TRUNKS
 from .needs.masks import FITS, is_drawn
-from .recipes import PROFILES, make_profile
+from .recipes import PROFILES, make_profile, read_settings
 from .runs import run
 
 # %% ../nbs/33a_campaign.ipynb #5c5a3945
@@ -42,13 +44,20 @@ def named(
 
 # %% ../nbs/33a_campaign.ipynb #916c609c
 _SKIP = ("raise", "skip")
-CHOICES = dict(profile=tuple(PROFILES), variant=("", "aligned", "original"), faces=("", "annotated", "detected"), on_bad=_SKIP, on_missing=_SKIP,
+CHOICES = dict(frame=tuple(LFWA_FRAMES), variant=("", "aligned", "original"), faces=("", "annotated", "detected"), on_bad=_SKIP, on_missing=_SKIP,
                train_on=("train", "train+val"), gan=("lsgan", "log"), rec=("mean", "sum"), info=("mean", "sum"), backbone=("", *TRUNKS), executor=("", "local", "slurm"))
 LEAST = dict(seeds=1, copies=0, few=0)   # parameter -> least whole number
 SHARES = ("share", "valid_share")                            # from 0 to below 1
 
+def _check_profile(value):
+    "The profile's name, and what is to differ: \"onecycle size=112x92 epochs=4\""
+    name, *changes = str(value).split() or [""]
+    if name not in PROFILES: _refuse("profile", name, tuple(PROFILES))
+    check_settings(read_settings(" ".join(changes)))
+
 def _check_value(name, value):
     "Raise `ValueError` for a parameter's value that cannot be meant"
+    if name == "profile": _check_profile(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name in CHOICES and value not in CHOICES[name] and not str(value).startswith("timm:"): _refuse(name, value, [c for c in CHOICES[name] if c])
     if name in LEAST and not (number and value == int(value) and value >= LEAST[name]):

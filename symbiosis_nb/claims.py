@@ -326,16 +326,21 @@ def fact(self: Ledger,
     judged = dict(difference="", interval="", seeds=len(answers), verdict=verdict, together=f"{np.mean(answers):.0%}", parts=value)
     return self.shown([self.row(claim, judged, [differs, run_differs(claim, runs)], rule=rule, **columns)])
 
+def _standing(interval: str) -> str:
+    "Above, below or undecided, of an interval as `span` writes it"
+    return stats.standing(*map(float, interval.strip("[]").split(","))) if interval else "not defined here"
+
 @patch
 def own(self: Ledger,
     comparisons: dict,  # metric -> rows (text, `Mean`) or (text, `Mean`, kind)
     **columns,
 ) -> pd.DataFrame:
-    "Comparisons that no paper makes, in a table of their own"
+    "Comparisons that no paper makes, in a table of their own: above, below or undecided; one that is given a kind is judged by it"
     found = []
     for metric, rows in comparisons.items():
         for text, mean, *kind in rows:
             judged = judge([(text, mean, *(kind or ["greater"]))], metric)
+            if not kind: judged["verdict"] = _standing(judged["interval"])
             found.append(dict(comparison=text, metric=metric, data=self.data, paper=self.paper) | judged | columns)
     self.others += found
     if not found: return pd.DataFrame()
@@ -350,7 +355,7 @@ def claim_bars(
     "Differences with their intervals, the weakest part of each claim; rows without an interval are left out"
     frame = frame[frame.interval != ""]
     low, high = zip(*(map(float, i.strip("[]").split(",")) for i in frame.interval)) if len(frame) else ((), ())
-    spans = pd.DataFrame(dict(difference=frame.difference.astype(float), low=low, high=high), index=frame.index)/100
+    spans = pd.DataFrame(dict(difference=frame.difference, low=low, high=high), index=frame.index)
     return plot.difference_bars(spans, unit)
 
 # %% ../nbs/52_claims.ipynb #85e31035

@@ -291,10 +291,12 @@ def adversarial_learner(
     gan: str = "lsgan",  # or "log"
     perceptual: str | Path | None = None,  # file with VGG-19 weights; None leaves the term out
     pixel: float = 0.,   # weight of an L1 term to the target; not in the paper
+    matching: float = 10.,  # weight of feature matching; 0 leaves it out
     **kwargs,            # of `attribute_learner`
 ) -> ResumableLearner:
     "A Learner for a generator and its discriminators (abstraction, 3); raises `DataError` when the VGG-19 file is missing"
-    loss = AdversarialLoss(model.discriminator, gan, pixel=pixel, perceptual=perceptual and Perceptual(perceptual).to(dls.device or "cpu"))
+    perceptual = perceptual and Perceptual(perceptual).to(dls.device or "cpu")
+    loss = AdversarialLoss(model.discriminator, gan, matching, perceptual, pixel)
     return attribute_learner(dls, model, loss, metrics=[AvgMetric(half_l1)], **kwargs)
 
 # %% ../nbs/31_learner.ipynb #8cd5509c

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'ONE_CYCLE', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse',
-           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'make_profile', 'fine_tuning']
+           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'read_settings', 'make_profile',
+           'fine_tuning']
 
 # %% ../nbs/26_recipes.ipynb #94ba62d8
-import math
+import ast, math, re
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -101,12 +102,15 @@ class Generator:
     hard: bool = False            # targets from the most likely part alone
     gan: str = "lsgan"            # or "log", the paper's equation
     pixel: float = 0.             # weight of an L1 term to the target; the paper has none, a run of minutes needs one
+    matching: float = 10.         # weight of feature matching; 0 leaves it out
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
     recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=WIDE)
 
     def plain(self) -> dict:
-        "As JSON takes it; a weights file goes by its name"
-        return {**_plain(self), "perceptual": self.perceptual and Path(self.perceptual).name}
+        "As JSON takes it; a weights file goes by its name, and the usual weight of feature matching goes without saying"
+        plain = {**_plain(self), "perceptual": self.perceptual and Path(self.perceptual).name}
+        if self.matching == Generator.matching: del plain["matching"]   # runs from before it could be set keep their names
+        return plain
 
 @dataclass(frozen=True)
 class Profile:
@@ -158,13 +162,33 @@ ONE_CYCLE = Profile("onecycle", (218, 178), "efficientnet_lite0", weights="image
     generator=Generator(32, 3, 6, 32, size=None, pixel=10., recipe=replace(_DRAWN, epochs=30)), tune=Recipe(lr=1e-3, epochs=2, bs=32))
 PROFILES = {p.name: p for p in (SMOKE, MINUTES, ONE_CYCLE, PAPER)}
 
+# %% ../nbs/26_recipes.ipynb #fb7bc270
+def read_settings(
+    text: str,   # for example "size=112x92 epochs=4 stride=16"
+) -> dict:       # keywords of `make_profile` and `run`
+    "Settings written as words; raises `ValueError` for what is no setting"
+    known = {f.name for f in (*fields(Profile), *fields(Recipe))} - {"name"}
+    pairs = [word.partition("=") for word in text.split()]
+    for name, equals, value in pairs:
+        if not equals or not value: raise ValueError(f"settings: {name!r} is no setting: write it as in settings='size=112x92 epochs=4'")
+        if name not in known: raise ValueError(f"settings: unknown setting {name!r}: known are {', '.join(sorted(known))}")
+    return {name: _setting(value) for name, _, value in pairs}
+
+def _setting(word):
+    "112x92 is a size, 4 and 1e-3 are numbers, None, True and False themselves, the rest words"
+    if re.fullmatch(r"\d+x\d+", word): return tuple(map(int, word.split("x")))
+    try: return ast.literal_eval(word)
+    except (ValueError, SyntaxError): return word
+
 # %% ../nbs/26_recipes.ipynb #c6c1063f
 def make_profile(
-    name: str,    # a key of `PROFILES`
+    name: str,    # a key of `PROFILES`; changes may follow, as in "onecycle size=112x92 epochs=4"
     **overrides,  # fields of `Profile` or of its `Recipe`: `size`, `backbone`, `epochs`, `lr`, ...
 ) -> Profile:
     "A profile with changes; raises `ValueError` for an unknown profile or field"
+    name, _, more = name.strip().partition(" ")
     if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
+    overrides = read_settings(more) | overrides
     own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
@@ -172,6 +196,7 @@ def make_profile(
     if "epochs" in changes: changes = dict(iterations=None) | changes   # who asks for epochs gets epochs
     return replace(profile, changes=changes)
 
+# %% ../nbs/26_recipes.ipynb #cc352c42
 def fine_tuning(recipe: Recipe) -> dict:
     "Settings of a run that goes on from a finished one with balanced loss: a third as long, a tenth of the rate (paper silent: symbiosis, 2.5)"
     shorter = replace(recipe.longer(1/3), epochs=max(1, recipe.epochs//3))

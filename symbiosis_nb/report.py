@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'COMPARED', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'span', 'Card', 'printed_method', 'which_differ', 'own_spelling', 'write_frames', 'write_tables', 'markdown']
+           'span', 'points', 'p_text', 'joined', 'Card', 'printed_method', 'which_differ', 'own_spelling',
+           'write_frames', 'write_tables', 'markdown']
 
 # %% ../nbs/50_report.ipynb #eab120cf
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import metrics as M, stats
+from .computed import kept_replicates, kept_score
 from .core import DataError, atomic_write
 from .data.tables import AttributeTable
 from .localize import true_labels
 from .methods import METHODS, VARIANTS
 from .published import golden
-from .runs import Run, score
+from .runs import Run, score  # noqa: people look for `score` here
 
 # %% ../nbs/50_report.ipynb #26737efc
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880),   # samples, and test samples among them
@@ -65,12 +67,12 @@ def learnt_from(r: Run) -> list:
 HEADLINE = dict(accuracy=M.accuracy, AP=M.average_precision, balanced_accuracy=M.balanced_accuracy)
 
 def over_seeds(
-    replicates: list,  # one (R,) array per seed
+    replicates: list,  # one (R,) or (R, ...) array per seed
     seed: int = 0,
-) -> np.ndarray:       # (R,)
+) -> np.ndarray:       # as one of them
     "Bootstrap over seeds on top of the bootstrap over people"
     values = np.stack(replicates)
-    k, r = values.shape
+    k, r = values.shape[:2]
     drawn = np.random.default_rng(seed).integers(0, k, (k, r))
     return values[drawn, np.arange(r)].mean(0)
 
@@ -85,6 +87,19 @@ def percent(
 def span(low: float, high: float) -> str:
     "An interval in percent"
     return f"[{100*low:.2f}, {100*high:.2f}]"
+
+def points(x: float) -> str:
+    "A difference of shares in points, with its sign; empty when there is none"
+    return "" if pd.isna(x) else f"{100*x:+.2f}"
+
+def p_text(p: float) -> str:
+    "A p-value as it is written"
+    return "< 0.001" if p < .001 else f"{p:.3f}"
+
+def joined(names, last: str = "and") -> str:
+    "A list in words"
+    names = list(names)
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 # %% ../nbs/50_report.ipynb #93ba264d
 @dataclass
@@ -131,7 +146,7 @@ class Card:
     @cached_property
     def each(self) -> dict:
         "(method, seed, metric) -> bootstrap replicates (R, NA), attribute by attribute"
-        return {(r.method, r.config["seed"], name): stats.bootstrap(f, *r.predictions(), self.weights)
+        return {(r.method, r.config["seed"], name): kept_replicates(r, f, self.weights)
                 for r in self.runs for name, f in HEADLINE.items()}
     @cached_property
     def drawn(self) -> dict:
@@ -141,12 +156,17 @@ class Card:
     def scored(self) -> dict:
         "(which weights, method, seed) -> score frame"
         every = [(w, r) for w in ("selected", "last") for r in self.runs]
-        return {(w, r.method, r.config["seed"]): score(r.arrays, self.table.vocab, w) for w, r in every}
+        return {(w, r.method, r.config["seed"]): kept_score(r, self.table.vocab, w) for w, r in every}
 
     def frames(self, which: str = "selected") -> dict:  # method -> score frame, mean over seeds
         "Per-attribute scores of every method"
         mean = lambda runs: sum(self.scored[which, r.method, r.config["seed"]] for r in runs)/len(runs)
         return {m: mean(self.of(m)) for m in self.methods}
+    @cached_property
+    def ranked(self) -> list:
+        "The methods by mean average precision, the best first"
+        means = {m: f.AP.mean() for m, f in self.frames().items()}
+        return sorted(self.methods, key=lambda m: -np.nan_to_num(means[m], nan=-1))
 
 # %% ../nbs/50_report.ipynb #d1d487ef
 def printed_method(name: str):
@@ -216,8 +236,8 @@ def score_row(self: Card, method: str) -> dict:
 
 @patch
 def scores(self: Card) -> pd.DataFrame:
-    "Mean scores with 95 % intervals (see `covers`), spread over seeds, and the reference rows"
-    rows = [*self.reference_rows(), *map(self.score_row, self.methods)]
+    "Mean scores with 95 % intervals (see `covers`), spread over seeds, the best mean AP first; above them the reference rows"
+    rows = [*self.reference_rows(), *map(self.score_row, self.ranked)]
     return pd.DataFrame(rows).set_index("method").fillna("")
 
 # %% ../nbs/50_report.ipynb #46543805
@@ -230,7 +250,7 @@ def printed_cell(self: Card, method: str, g) -> dict:
     ours, low, high = self.mean_with_interval(method, g.metric)
     if fine:
         ours = np.mean([r.scores[g.metric].mean() for r in fine])
-        drawn = [stats.bootstrap_mean(HEADLINE[g.metric], *r.predictions(), self.weights) for r in fine]
+        drawn = [stats.mean_known(kept_replicates(r, HEADLINE[g.metric], self.weights)) for r in fine]
         low, high = stats.interval(over_seeds(drawn), ours)
     row = dict(method=self.title(method), metric=g.metric, ours=percent(ours), interval=span(low, high), printed=f"{g.value:.2f}", how=how,
                where=f"{g.paper}, Table {g.table}" + (f", {g.variant}" if g.variant else ""), misprint=g.misprint)
@@ -260,17 +280,22 @@ def pairs(self: Card, a: str, b: str) -> list:
     return found
 
 @patch
-def difference(self: Card, a: str, b: str, metric: str = "AP") -> dict:  # difference, low, high, smallest_gap, seeds
-    "Paired difference a - b over people and seeds (seeds paired where both have the same)"
+def paired(self: Card, a: str, b: str, metric: str = "AP") -> tuple:  # difference, (R,) replicates
+    "Paired difference a - b of the means, over people and seeds (seeds paired where both have the same); in shares of one"
     seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
-    drawn = over_seeds([self.drawn[a, s, metric] - self.drawn[b, s, metric] for s in seeds])
     mean = lambda m: np.mean([self.scored["selected", m, s][metric].mean() for s in seeds])
-    return stats.paired(mean(a) - mean(b), drawn) | dict(seeds=len(seeds))
+    return mean(a) - mean(b), over_seeds([self.drawn[a, s, metric] - self.drawn[b, s, metric] for s in seeds])
+
+@patch
+def difference(self: Card, a: str, b: str, metric: str = "AP") -> dict:  # difference, low, high, smallest_gap, seeds
+    "`paired` with its interval and the smallest gap that could have been found; in shares of one"
+    return stats.paired(*self.paired(a, b, metric)) | dict(seeds=len(self.pairs(a, b)))
 
 # %% ../nbs/50_report.ipynb #f087c383
-COMPARED = ("Paired differences in points; the smallest gap is what this test set would find four times in five. "
-            "The last two columns are about accuracy: attributes that differ the same way on every seed (McNemar, Holm), "
-            "and a permutation test that swaps people, on the mean over seeds.")
+COMPARED = ("Paired differences of mean AP in points, with 95 % intervals: above or below where the whole interval is, undecided where "
+            "it holds zero; the smallest gap is what this test set would find four times in five. The last three columns are about "
+            "accuracy, not AP: its difference in points, a permutation test of it that swaps people, and attributes "
+            "whose accuracy differs the same way on every seed (McNemar, Holm).")
 
 def which_differ(r: Run, q: Run) -> np.ndarray:  # (NA,) 1, 0 or -1
     "Per attribute: 1 where the first run is right more frequently, -1 where the second is, 0 where McNemar's test cannot tell"
@@ -279,22 +304,68 @@ def which_differ(r: Run, q: Run) -> np.ndarray:  # (NA,) 1, 0 or -1
     return np.sign(test.only_a - test.only_b)*(test.p_holm < .05)
 
 @patch
+def one_run(self: Card, a: str, b: str) -> bool:
+    "Whether one run serves two rows, so that there is nothing to compare"
+    return all(np.array_equal(r.predictions()[0], q.predictions()[0]) for r, q in self.pairs(a, b))
+
+@patch
 def comparison_row(self: Card, method: str, baseline: str, metric: str) -> dict:
-    "One method against another: difference, interval, verdict, and the tests on accuracy"
+    "One method against another: difference, interval, where it stands, and the tests on accuracy; in points"
+    if self.one_run(method, baseline): return {"standing": "one run serves both"}
     d, pairs = self.difference(method, baseline, metric), self.pairs(method, baseline)
     gain = np.mean([stats.accuracy_gain(r.predictions()[0], *q.predictions()) for r, q in pairs], 0)
     same_way = np.abs(np.mean([which_differ(r, q) for r, q in pairs], 0)) == 1
-    return {**d, "verdict": stats.verdict(d["low"], d["high"], gap=d["smallest_gap"]), "attributes that differ": int(same_way.sum()),
-            "p (accuracy)": stats.paired_permutation(gain, pairs[0][0].clusters, 2000)}
+    return {**{k: points(d[k]) for k in ("difference", "low", "high")}, "standing": stats.standing(d["low"], d["high"]),
+            "smallest gap": percent(d["smallest_gap"]), "seeds": d["seeds"],
+            "difference in accuracy": points(self.difference(method, baseline, "accuracy")["difference"]),
+            "p (accuracy)": p_text(stats.paired_permutation(gain, pairs[0][0].clusters, 2000)),
+            "attributes that differ": int(same_way.sum())}
 
 @patch
 def comparisons(self: Card, metric: str = "AP", against: str | None = None) -> pd.DataFrame:
-    "Every method against the baseline: difference, interval, smallest gap, verdict, and tests on accuracy; see `COMPARED`"
+    "Every method against the baseline, in points, the best first; see `COMPARED`"
     baseline = against or self.baseline
     if baseline not in self.methods: return pd.DataFrame()
-    others = [m for m in self.methods if m != baseline]
+    others = [m for m in self.ranked if m != baseline]
     rows = {f"{self.title(m)} − {self.title(baseline)}": self.comparison_row(m, baseline, metric) for m in others}
-    return pd.DataFrame(rows).T
+    columns = ["difference", "low", "high", "standing", "smallest gap", "seeds", "difference in accuracy", "p (accuracy)", "attributes that differ"]
+    return pd.DataFrame(rows, dtype=object).T.reindex(columns=columns).astype(object).fillna("") if rows else pd.DataFrame()
+
+# %% ../nbs/50_report.ipynb #e81b80a6
+@patch
+def leaders(self: Card,
+    metric: str = "AP",
+    n: int = 5,     # how many of the next
+) -> pd.DataFrame:  # index "best − other"; difference, low, high (points), standing: "ahead" or "tie"
+    "The method with the highest mean AP against each of the next, in points"
+    best, *others = self.ranked
+    seeds = {m: {r.config["seed"] for r in self.of(m)} for m in self.ranked}
+    others = [m for m in others if seeds[m] & seeds[best] and not self.one_run(best, m)][:n]
+    if not others: return pd.DataFrame()
+    values, drawn = zip(*(self.paired(best, m, metric) for m in others))
+    low, high = stats.simultaneous(np.array(values), np.stack(drawn, 1))
+    says = ["ahead" if stats.standing(l, h) == "above" else "tie" for l, h in zip(low, high)]
+    names = [f"{self.title(best)} − {self.title(m)}" for m in others]
+    columns = dict(difference=map(points, values), low=map(points, low), high=map(points, high), standing=says)
+    return pd.DataFrame({k: list(v) for k, v in columns.items()}, index=names)
+
+# %% ../nbs/50_report.ipynb #c4dbbda1
+@patch
+def attribute_differences(self: Card,
+    metric: str = "AP",
+    against: str | None = None,  # default: the baseline
+) -> tuple:                      # frames attribute x method, the best first: points, and whether the difference is significant
+    "Every method's paired difference to the baseline, attribute by attribute"
+    baseline, names, found, marked = against or self.baseline, list(self.table.names), {}, {}
+    for m in (m for m in self.ranked if m != baseline and not self.one_run(m, baseline)):
+        seeds = [r.config["seed"] for r, _ in self.pairs(m, baseline)]
+        value = sum(self.scored["selected", m, s][metric] - self.scored["selected", baseline, s][metric] for s in seeds)/len(seeds)
+        drawn = over_seeds([self.each[m, s, metric] - self.each[baseline, s, metric] for s in seeds])
+        there = value.notna().values
+        low, high = stats.simultaneous(value.values[there], drawn[:, there])
+        mark = np.zeros(len(names), bool); mark[there] = (low > 0) | (high < 0)
+        found[self.title(m)], marked[self.title(m)] = 100*value.values, mark
+    return pd.DataFrame(found, index=names).round(2), pd.DataFrame(marked, index=names)
 
 # %% ../nbs/50_report.ipynb #e98833fe
 @patch
@@ -317,7 +388,7 @@ def thresholds(self: Card) -> pd.DataFrame:
     rows = {}
     for m, f in self.frames().items():
         rows[self.title(m)] = {text: percent(f[c].mean()) for c, text in columns.items() if c in f}
-        rows[self.title(m)] |= {c: f"{f[c].mean():.4f}" for c in ("ECE", "Brier")}
+        rows[self.title(m)] |= {"calibration error (ECE)": percent(f.ECE.mean()), "Brier score": f"{f.Brier.mean():.4f}"}
     return pd.DataFrame(rows).T
 
 @patch
@@ -355,11 +426,12 @@ def parsing(self: Card) -> pd.DataFrame:
 def cost(self: Card) -> pd.DataFrame:
     "Parameters, multiply-adds, speed, memory; empty where something was not measured"
     whole = lambda v: "" if v is None or pd.isna(v) else f"{v:,.0f}"
+    millions = lambda v: "" if v is None or pd.isna(v) else f"{v/1e6:,.1f}"
     rows = {}
     for m in self.methods:
         c = self.of(m)[0].done["cost"]
         rows[self.title(m)] = {
-            "parameters": whole(c["parameters"]), "multiply-adds (M)": f"{c['multiply_adds']/1e6:.1f}",
+            "parameters": whole(c["parameters"]), "multiply-adds (M)": millions(c["multiply_adds"]),
             "training seconds": whole(c["training_seconds"]), "training images/s": whole(c.get("train_images_per_second")),
             "inference images/s": whole(c["predict_images_per_second"]),
             "peak memory MiB": whole(c["peak_memory_mib"]), "hardware": c["hardware"]}
@@ -430,19 +502,76 @@ def groups(self: Card, metric: str = "AP") -> pd.DataFrame:
 
 # %% ../nbs/50_report.ipynb #c88df9d3
 @patch
+def still_rising(self: Card) -> list:
+    "Titles of methods of which a run's validation score was at its best in the last epoch"
+    return [self.title(m) for m in self.ranked if any(r.done.get("rising") for r in self.of(m))]
+
+def _seeds_said(seeds: int) -> str:
+    if seeds == 1: return "One seed per method: what another seed would give is not known."
+    return f"{seeds} seeds per method: differences between seeds are hardly known."
+
+@patch
 def limits(self: Card) -> list:
     "What this run cannot tell"
     kind, seeds, n = self.kind, min(len(self.of(m)) for m in self.methods), self.counts["test"]
     others = [m for m in self.methods if m != self.baseline] if self.baseline in self.methods else []
     gap = max((self.difference(m, self.baseline)["smallest_gap"] for m in others), default=None)
     out = [SAYS[kind]] if kind != "official" else []
-    if seeds < 3: out.append(f"{seeds} seed(s) per method: differences between seeds are not, or hardly, known.")
+    if seeds < 3: out.append(_seeds_said(seeds))
     missed = "would be missed more than one time in five for at least one pair"
-    if gap: out.append(f"On {n:,} test images a true difference in mean AP below about {100*gap:.1f} points {missed}.")
+    if gap: out.append(f"On {n:,} test images a true difference in mean AP below about {100*gap:.2f} points {missed}.")
+    if rising := self.still_rising():
+        out.append(f"Still rising at the last epoch: {joined(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
     out.append(f"Intervals cover the drawing of {self.covers}. They do not cover the choice of trunk, size, schedule or labels.")
     if kind == "synthetic":
         out.append("On synthetic pictures the evidence for every attribute is drawn on purpose; "
                    "a method's rank here need not be its rank on photographs.")
+    return out
+
+# %% ../nbs/50_report.ipynb #25306376
+@patch
+def measured(self: Card) -> str:
+    "What was measured on what"
+    seeds, c, p, r = sorted({len(self.of(m)) for m in self.methods}), self.counts, self.runs[0].config["profile"], self.runs[0]
+    people = "" if r.identity is None else f" images of {len(np.unique(r.identity)):,} people"
+    many = "one seed each" if seeds == [1] else f"{joined(map(str, seeds), 'or')} seeds each"
+    methods = "One method" if len(self.methods) == 1 else f"{len(self.methods)} methods"
+    return (f"{methods} on {self.table.name}, {many}: trained on {c['train']:,} images, selected on {c['valid']:,}, measured on "
+            f"{c['test']:,}{people or ' images'}; profile {p['name']}, input {p['size'][0]} x {p['size'][1]}.")
+
+def _ties(self, best) -> str:
+    "What a comparison with the next ones says of the best"
+    found = self.leaders()
+    if not len(found): return ""
+    names = [n.split(" − ", 1)[1] for n in found.index[found.standing == "tie"]]
+    if not names: return f", ahead of the next {len(found)}" if len(found) > 1 else ", ahead of the other"
+    return f"; {joined(names)} cannot be told apart from it"
+
+def _against(self) -> str:
+    "How the others stand to the baseline"
+    found = self.comparisons()
+    found = found[found.difference != ""] if len(found) else found
+    if not len(found): return ""
+    n, top = found.standing.value_counts(), found.iloc[0]
+    said = joined(f"{n[s]} {'is' if n[s] == 1 else 'are'} {s}" for s in ("above", "below", "undecided") if s in n)
+    gain = f"{top.difference} points [{top.low}, {top.high}], of {found.index[0].split(' − ')[0]}"
+    most = f" The largest gain is {gain}." if top.standing == "above" else ""
+    return f"Against {self.title(self.baseline)}, {said}.{most}"
+
+@patch
+def findings(self: Card,
+    claims: pd.DataFrame | None = None,  # tested claims, with a column `verdict`
+) -> list:                               # sentences
+    "What the standings and verdicts say"
+    best = self.ranked[0]; value, low, high = self.mean_with_interval(best, "AP")
+    out = [f"{self.title(best)} has the highest mean average precision, {percent(value)} % {span(low, high)}{_ties(self, best)}."]
+    if len(self.methods) > 1 and (said := _against(self)): out.append(said)
+    if claims is not None and len(claims):
+        n = claims.verdict.str.split(":").str[0].value_counts()
+        ways = {"holds": "hold", "does not hold": "do not hold", "cannot tell": "are left open"}
+        said = joined(f"{n[k]} {word if n[k] > 1 else k if k != 'cannot tell' else 'is left open'}" for k, word in ways.items() if k in n)
+        one = f"The one claim of the papers that is tested here {said.removeprefix('1 ')}."
+        out.append(one if len(claims) == 1 else f"Of {len(claims)} claims of the papers tested here, {said}.")
     return out
 
 # %% ../nbs/50_report.ipynb #5a4c6c7c

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INSTANCE', 'MARGINS', 'RULES', 'cluster_weights', 'interval', 'bootstrap', 'mean_known', 'bootstrap_mean',
            'bootstrap_instances', 'holm', 'mcnemar', 'paired_permutation', 'smallest_gap', 'paired', 'accuracy_gain',
-           'compare', 'simultaneous', 'verdict', 'joint_verdict']
+           'compare', 'simultaneous', 'verdict', 'standing', 'joint_verdict']
 
 # %% ../nbs/22_stats.ipynb #81514af9
 import numpy as np
@@ -18,12 +18,13 @@ def cluster_weights(
     n: int,          # number of images
     replicates: int = 1000,
     seed: int = 0,
-) -> np.ndarray:     # (replicates, N) counts
+) -> np.ndarray:     # (replicates, N) counts, int32
     "Bootstrap weights: how frequently each image is drawn when people are drawn with replacement. Unknown people (-1) are one each"
     who = np.arange(n) if identity is None else np.where(np.asarray(identity) < 0, -np.arange(n) - 1, identity)
     people, which = np.unique(who, return_inverse=True)
     rng = np.random.default_rng(seed)
-    return rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)[:, which]
+    drawn = rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)
+    return drawn.astype(np.int32)[:, which]
 
 # %% ../nbs/22_stats.ipynb #a0342f02
 def interval(
@@ -42,7 +43,7 @@ def bootstrap(
     weights,            # (R, N) from `cluster_weights`
 ) -> np.ndarray:        # (R, NA)
     "Bootstrap replicates of a score, attribute by attribute, in parts that fit into memory"
-    parts = max(1, len(weights)*len(labels)//2_000_000)
+    parts = max(1, len(weights)*len(labels)//25_000_000)
     return np.concatenate([metric(scores, labels, known, weight=w) for w in np.array_split(weights, parts)])
 
 def mean_known(
@@ -183,11 +184,18 @@ def verdict(
     if margin is None and claim != "greater": raise ValueError(f"{claim!r} needs a margin: one of MARGINS")
     holds, fails = rule(low, high, margin)
     if holds or fails: return "holds" if holds else "does not hold"
-    return "cannot tell" + ("" if gap is None else f": {100*gap:.1f} points could be resolved")
+    return "cannot tell" + ("" if gap is None else f": {100*gap:.2f} points could be resolved")
 
 def _greater(low, high, margin): return low > 0, high < 0
 def _not_better(low, high, margin): return low <= 0 and high < margin, low > 0
 def _about_equal(low, high, margin): return -margin < low and high < margin, low > margin or high < -margin
+
+# %% ../nbs/22_stats.ipynb #e0529eca
+def standing(
+    low: float, high: float,   # interval of the difference, first minus second
+) -> str:                      # "above", "below" or "undecided"
+    "Where an interval lies: above zero, below it, or over it"
+    return "above" if low > 0 else "below" if high < 0 else "undecided"
 
 # %% ../nbs/22_stats.ipynb #41539684
 def joint_verdict(verdicts) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from helpers import picture_table
 from symbiosis_nb.campaign import check, named, same_world, steps_of, together, train_all
 from symbiosis_nb.core import DataError
+from symbiosis_nb.data import sources
 from symbiosis_nb.data.parts import first_share, held_out, parsing_part, training_part
 from symbiosis_nb.data.tables import AttributeTable, ParsingTable
 from symbiosis_nb.inputs import parser_run, resolve
@@ -156,3 +157,23 @@ def test_photographs_stay_out_of_kept_reports(table, tmp_path):
     assert may_show(None, tmp_path/"reports", drawn) and may_show(True, tmp_path/"reports", drawn) and not may_show(False, tmp_path, drawn)
     assert not may_show(None, tmp_path, table) and may_show(True, tmp_path/"reports"/"local", table) and may_show(True, tmp_path/"mine", table, drawn)
     with pytest.raises(DataError, match="kept by git"): may_show(True, tmp_path/"reports"/"celeba", drawn, table)
+
+
+def test_a_profile_may_be_followed_by_changes():
+    "One word more is a setting, checked like the others before anything is read"
+    asked = make_profile("onecycle size=112x92 epochs=4 backbone=small", lr=1e-3)
+    assert (asked.name, asked.size, asked.backbone) == ("onecycle", (112, 92), "small")
+    assert asked.changes == dict(iterations=None, epochs=4, lr=1e-3)
+    check(dict(profile="demo epochs=2", methods="ssp"))
+    for wrong, why in {"demmo": "did you mean demo", "demo epoch=2": "unknown setting 'epoch'", "demo epochs=0": "epochs is 0", "": "unknown profile"}.items():
+        with pytest.raises(ValueError, match=why): check(dict(profile=wrong, methods="ssp"))
+
+
+@pytest.mark.parametrize("frame", ["aligned", "centred", "whole"])
+def test_lfwa_opens_in_the_frame_that_is_asked_for(frame, monkeypatch, tmp_path):
+    "Faces of one's own copy are brought to CelebA's frame; the choice stands in the table's name"
+    whole = replace(picture_table(tmp_path/"pictures"), name="LFWA")
+    monkeypatch.setattr(sources.official, "lfwa", lambda root: whole)
+    opened = sources.open_lfwa(str(tmp_path), "demo", frame)
+    assert opened.name == dict(aligned="LFWA, aligned", centred="LFWA, centred", whole="LFWA")[frame]
+    assert opened.frame == ("whole" if frame == "whole" else "aligned")

@@ -5,17 +5,21 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 
 from helpers import picture_table
 from symbiosis_nb.core import DataError, seed_everything
 from symbiosis_nb.data.loaders import Field, attribute_dls
 from symbiosis_nb.data.pixels import pixel_store
 from symbiosis_nb.jobs import make_job
-from symbiosis_nb.learner import OPTIMIZERS, attribute_learner
+from symbiosis_nb.learner import OPTIMIZERS, adversarial_learner, attribute_learner
 from symbiosis_nb.methods import METHODS, VARIANTS, get_method
+from symbiosis_nb.models.abstraction import GlobalGenerator, MultiscaleDiscriminator
+from symbiosis_nb.models.adversarial import Adversary
 from symbiosis_nb.models.backbones import backbone
 from symbiosis_nb.models.pooling import AvgPool
-from symbiosis_nb.recipes import Recipe, fine_tuning, steps
+from symbiosis_nb.recipes import Recipe, fine_tuning, make_profile, steps
 from symbiosis_nb.runs import run
 
 torch.set_num_threads(1)
@@ -120,3 +124,15 @@ def test_a_run_names_all_that_it_learned_from(tmp_path):
     other = replace(faces, name="synthetic, again")
     then = run("ssp", other, "smoke", out=tmp_path/"runs", parsing=parsing, start=first.folder)
     assert then.config["learned_from"] == ["synthetic, again", "synthetic parsing", "synthetic faces (aligned)"]
+
+
+def test_feature_matching_is_a_setting_of_the_generator():
+    "Its weight reaches the loss and the name; the usual one leaves the names of older runs as they were"
+    usual = make_profile("paper").generator
+    none = replace(usual, matching=0.)
+    assert "matching" not in usual.plain() and none.plain()["matching"] == 0.
+    dls = DataLoaders(*[DataLoader([1, 2], bs=1)]*2)
+    model = Adversary(GlobalGenerator(4, 2, 1), MultiscaleDiscriminator(4, 1))
+    for g in (usual, none):
+        learn = adversarial_learner(dls, model, g.gan, matching=g.matching, precision="float32")
+        assert learn.loss_func.matching == g.matching

@@ -116,7 +116,7 @@ def test_claims_are_judged_as_the_papers_make_them():
     assert verdicts(.02, .03) == ["holds", "does not hold", "does not hold"]
     assert verdicts(-.02, .03) == ["cannot tell"]*3
     assert verdicts(-.004, .004, .002) == ["cannot tell"]*3, "what is equal depends on the metric's margin"
-    assert re.fullmatch(r"cannot tell: \d+\.\d points could be resolved", stats.verdict(-.02, .03, "greater", .02))
+    assert re.fullmatch(r"cannot tell: \d+\.\d\d points could be resolved", stats.verdict(-.02, .03, "greater", .02))
     with pytest.raises(ValueError, match="margin"): stats.verdict(0, 1, "not better")
 
 
@@ -247,3 +247,54 @@ def test_intervals_are_free_of_the_bootstraps_bias():
     plain, moved = stats.interval(drawn), stats.interval(drawn, value)
     assert moved[0] < value < moved[1] and np.isclose(np.subtract(*plain), np.subtract(*moved)) and np.isclose(plain[0] - moved[0], drawn.mean() - value)
     assert stats.paired(value, drawn)["low"] == moved[0]
+
+
+def test_comparisons_are_in_points_and_have_directions_not_verdicts(card):
+    row = card.comparisons().iloc[0]
+    assert re.fullmatch(r"[+-]\d+\.\d\d", row.difference) and row.standing in ("above", "below", "undecided")
+    d = card.difference("spp_net", "avg_pool")
+    assert float(row.low) == pytest.approx(100*d["low"], abs=.006), "points, where `difference` has shares of one"
+    assert report.p_text(.0004) == "< 0.001" and re.fullmatch(r"< 0.001|[01]\.\d{3}", row["p (accuracy)"])
+
+
+def test_one_run_in_two_rows_is_not_compared(card, tmp_path):
+    c = Card([card.runs[0], Run(card.runs[0].folder, "inception")], card.table, 20)
+    assert c.comparisons().standing.tolist() == ["one run serves both"] and len(c.leaders()) == 0 and c.attribute_differences()[0].shape[1] == 0
+    assert "one run serves both" in write_html(c, tmp_path/"r.html").read_text()
+
+
+def test_the_best_is_compared_with_the_next_together(card):
+    names = [card.title(m) for m in card.ranked]
+    assert card.leaders().index.tolist() == [f"{names[0]} − {names[1]}"] and set(card.leaders().standing) <= {"ahead", "tie"}
+    assert card.scores().index[-2:].tolist() == names, "the best first"
+
+
+def test_what_still_rises_is_a_limit(card):
+    r = Run(card.runs[0].folder); r.done = {**r.done, "rising": True}
+    said = [l for l in Card([r], card.table, 20).limits() if "Still rising at the last epoch: Avg. pooling" in l]
+    assert len(said) == 1
+
+
+def test_a_page_of_one_method_and_one_of_many(card, tmp_path):
+    one = write_html(Card(card.runs[:1], card.table, 20), tmp_path/"one.html").read_text()
+    assert "One method on" in one and "leaders" not in one
+    many = [Run(card.runs[k % 2].folder, f"m{k:02d}") for k in range(19)]
+    page = write_html(Card(many, card.table, 20, baseline="m00"), tmp_path/"many.html").read_text()
+    assert "m18" in page and "others" in page, "a few methods in colour, the others in grey"
+
+
+def test_pages_say_what_pictures_show_and_headings_head(card, tmp_path):
+    page = write_html(card, tmp_path/"r.html").read_text()
+    assert all(re.search('aria-label="[^"]+"', s) for s in re.findall("<svg [^>]*>", page)) and all(re.search('alt="[^"]+"', s) for s in re.findall("<img [^>]*>", page))
+    assert all("scope=" in h for h in re.findall(r"<th[ >][^>]*", page)) and "http" not in page
+    for said in ("smallest_gap", "balanced_accuracy", ">nan<"): assert said not in page, said
+    ids = re.findall(r'<section id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and set(re.findall(r'<a href="#([^"]+)"', page)) == set(ids)
+
+
+def test_a_methods_colour_is_the_same_everywhere():
+    from symbiosis_nb.plot import colours
+    from symbiosis_nb.methods import METHODS
+    every = colours(METHODS)
+    assert len(set(every.values())) == 20 == len(METHODS)
+    assert all(colours([m.title])[m.title] == every[k] == colours([k])[k] for k, m in METHODS.items())

@@ -228,7 +228,7 @@ def _train_seeded(table, profile, config, folder):
     g, fields = profile.generator, pair_fields(table, config)
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
-    learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, path=folder, precision=profile.precision)
+    learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, g.matching, path=folder, precision=profile.precision)
     with learn.no_bar(), learn.no_logging():
         learn.fit_recipe(g.recipe, cbs=[Sheet(folder/"progress.png"), Checkpoint(folder/"checkpoint.pt")])
     frame, l1 = generator_scores(model.generator.eval(), dls[2], table, config)

@@ -6,7 +6,7 @@
 __all__ = ['PEOPLE', 'WORDS', 'MASK_WORDS', 'together', 'drawn_parts', 'attribute_names', 'labels_of', 'sheet_name',
            'build_table', 'table_from_csv', 'table_from_folders', 'table_from_parquet', 'parsing_from_folders']
 
-# %% ../../nbs/04d_data.own.ipynb #f86b8726
+# %% ../../nbs/04d_data.own.ipynb #9f86ae7d
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from .sheets import (Pictures, Sheet, is_label, label_column, number_columns, pa
 from .tables import AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/04d_data.own.ipynb #8e7f7ff4
+# %% ../../nbs/04d_data.own.ipynb #34457ac0
 def together(
     paths: list,    # N pictures
     people=None,    # (N,) who it is, "" unknown; None: nobody is known
@@ -56,8 +56,8 @@ def _that_fit(order, count, room):
         if count[g] <= room and len(taken) < len(order) - 2: taken.append(g); room -= count[g]
     return taken or [min(order, key=lambda g: count[g])]
 
-# %% ../../nbs/04d_data.own.ipynb #888b1c5e
-PEOPLE = ("identity", "person", "person_id", "subject", "subject_id")   # columns that are taken to say who it is
+# %% ../../nbs/04d_data.own.ipynb #8db81d50
+PEOPLE = ("identity", "person", "person_id", "subject", "subject_id", "who")   # columns that are taken to say who it is
 WORDS = ("labels", "label", "tags", "attributes", "classes", "class")   # columns that are taken to list what is there
 
 def _called(sheet, names):
@@ -98,7 +98,7 @@ def labels_of(sheet: Sheet, names: list, asked=None) -> dict:   # attribute -> (
     if lost := [w for w in wanted if w not in found]: raise DataError(f"{sheet.source}: nothing is called {', '.join(map(repr, lost))}; there is {', '.join(map(repr, found))}")
     return {w: found[w] for w in wanted}
 
-# %% ../../nbs/04d_data.own.ipynb #f22dee5c
+# %% ../../nbs/04d_data.own.ipynb #9a5fa907
 def _boxes(sheet, names, notes, frame):
     "Boxes from four columns: x, y, width, height, or two corners where the last two are called so"
     if len(names) != 4: raise DataError(f"{sheet.source}: box names {len(names)} columns, expected four: x, y, width, height, or two corners")
@@ -134,7 +134,7 @@ def _once(sheet, paths, column):
         if p in first: sheet.fault(i, column or "picture", f"{p.name} again, already in {sheet.where[first[p]]}")
         first.setdefault(p, i)
 
-# %% ../../nbs/04d_data.own.ipynb #62765ff4
+# %% ../../nbs/04d_data.own.ipynb #8b5807d7
 def build_table(
     sheet: Sheet,
     paths: list,          # N pictures; None where one is missing, which is a fault of the sheet
@@ -183,14 +183,14 @@ def _say(sheet, used, identity, labels, notes):
     if identity is not None: notes.append(f"who it is stands in {identity}")
     if rest := [c for c in sheet.columns if c not in used]: notes.append(f"columns that are not read: {', '.join(rest[:8])}{' …' if len(rest) > 8 else ''}")
 
-# %% ../../nbs/04d_data.own.ipynb #3c130fe5
+# %% ../../nbs/04d_data.own.ipynb #a532c22a
 def table_from_csv(
     csv: str | Path,              # a header, then a row for each picture (or box); parted by commas, semicolons or tabs
     images=None,                  # folder or zip of the pictures; None: the folder of the CSV file
     name: str | None = None,      # of the data set; None: the file's
     attributes=None,              # columns with labels, or the words wanted of a column that lists them; None: every column of labels
     split: str | None = "split",  # column with train, valid, test; None, or not there: parts are drawn by person, with `seed`
-    identity: str | None = None,  # column that says who it is; None: one called identity, person or subject, if any
+    identity: str | None = None,  # column that says who it is; None: one called identity, person, subject or who, if any
     box=None,                     # four columns: x, y, width, height, or two corners; a row is then one box
     groups: dict | None = None,   # group -> attributes, for methods that branch by groups (pse)
     landmarks=None,               # ten columns: x, y of eyes, nose, mouth corners, for bbox
@@ -221,7 +221,7 @@ def _with_pictures(sheet, column, files, on_missing):
     kept.problems += problems; kept.notes.append(f"{lost:,} of {len(there):,} rows have no picture and are left out as asked")
     return kept, paths_of(kept, column, files)
 
-# %% ../../nbs/04d_data.own.ipynb #58b9beb3
+# %% ../../nbs/04d_data.own.ipynb #14dda11b
 def table_from_folders(
     root: str | Path,     # root/train/glasses/1.jpg, or root/glasses/1.jpg: torchvision's ImageFolder
     name: str | None = None,
@@ -232,7 +232,7 @@ def table_from_folders(
     sheet, paths = read_folders(root)
     return build_table(sheet, paths, name or as_path(root).name, "", attributes, **kwargs)
 
-# %% ../../nbs/04d_data.own.ipynb #923ab7b1
+# %% ../../nbs/04d_data.own.ipynb #90b2117c
 def table_from_parquet(
     root: str | Path,     # a folder with parquet shards of the hub, or what `save_to_disk` wrote; or one file
     images=None,          # folder of the pictures, where they are named and not embedded; None: `root`
@@ -246,7 +246,7 @@ def table_from_parquet(
     column = path_column(sheet, files)
     return build_table(sheet, paths_of(sheet, column, files), name or root.stem, column, **kwargs)
 
-# %% ../../nbs/04d_data.own.ipynb #2fba3ec7
+# %% ../../nbs/04d_data.own.ipynb #79576aac
 MASK_WORDS = ("_mask", "_label", "_labels", "_seg", "_gt", "-mask", "-label", "-seg")   # what a mask's name may end in
 
 def _mask_stems(folder):

@@ -163,7 +163,7 @@ def picture_names(
     again = {n for n, k in Counter(names).items() if k > 1}
     return [f"{n} ({i})" if n in again else n for i, n in enumerate(names)]
 
-# %% ../nbs/32c_predictor.ipynb #e6e53c45
+# %% ../nbs/32c_predictor.ipynb #a249caee
 @dataclass
 class Origin:
     "What a predictor comes from"
@@ -329,7 +329,7 @@ def show(self: Predictor, picture,
     self._warn(aligned, [strange] if strange else [])
     p = pd.Series(self._ask([view], 1)[0], self.names)
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(1, 1.6))
-    left.imshow(view[0]); left.axis("off"); left.set_title(str(self.origin), fontsize=6, loc="left", wrap=True)
+    left.imshow(view[0]); left.axis("off"); fig.suptitle(str(self.origin), fontsize=7, x=.02, ha="left")
     for face in view[1:]: mark_face(left, face.box)
     probability_bars(right, p.sort_values(ascending=False)[:most])
     fig.tight_layout()

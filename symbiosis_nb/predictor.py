@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'WithHelper', 'load_model', 'Look', 'look_of', 'opener_of', 'find_faces', 'main_face', 'several',
-           'picture_names', 'Origin', 'Predictor', 'mark_face', 'probability_bars']
+           'picture_names', 'Origin', 'Predictor', 'boxed', 'probability_bars']
 
 # %% ../nbs/32c_predictor.ipynb #3be319b6
 import copy, json, os, warnings
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 
 from .core import DataError, as_path, atomic_write, default_device
@@ -163,7 +163,7 @@ def picture_names(
     again = {n for n, k in Counter(names).items() if k > 1}
     return [f"{n} ({i})" if n in again else n for i, n in enumerate(names)]
 
-# %% ../nbs/32c_predictor.ipynb #a249caee
+# %% ../nbs/32c_predictor.ipynb #aa1e3a28
 @dataclass
 class Origin:
     "What a predictor comes from"
@@ -329,17 +329,18 @@ def show(self: Predictor, picture,
     self._warn(aligned, [strange] if strange else [])
     p = pd.Series(self._ask([view], 1)[0], self.names)
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(1, 1.6))
-    left.imshow(view[0]); left.axis("off"); fig.suptitle(str(self.origin), fontsize=7, x=.02, ha="left")
-    for face in view[1:]: mark_face(left, face.box)
+    left.imshow(boxed(view[0], [f.box for f in view[1:]])); left.axis("off"); fig.suptitle(str(self.origin), fontsize=7, x=.02, ha="left")
     probability_bars(right, p.sort_values(ascending=False)[:most])
     fig.tight_layout()
     return fig
 
-def mark_face(ax, box, text: str = ""):
-    "A frame around a face in a picture that is drawn"
-    x, y, w, h = box
-    ax.add_patch(plt.Rectangle((x, y), w, h, fill=False, color="orange", lw=1.5))
-    if text: ax.text(x, y, text, color="black", backgroundcolor="orange", fontsize=7, va="bottom")
+def boxed(photo: Image.Image, boxes: list) -> Image.Image:
+    "A copy of a photograph with a numbered frame around each face, (x, y, width, height)"
+    picture = photo.copy(); pen, line = ImageDraw.Draw(picture), max(2, max(photo.size)//300)
+    for k, (x, y, w, h) in enumerate(boxes, 1):
+        pen.rectangle((x, y, x + w, y + h), outline="orange", width=line)
+        pen.text((x + 2*line, y + line), str(k), fill="orange", font_size=max(12, int(h/8)))
+    return picture
 
 def probability_bars(ax, p: pd.Series):
     "Bars from the first downwards, green where the attribute is said to be present, each with its value"

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['PLACE', 'files_of', 'answer', 'as_text', 'with_boxes', 'arguments', 'main']
 
-# %% ../nbs/34_shell.ipynb #c8de019a
+# %% ../nbs/34_shell.ipynb #c5ac20b4
 import argparse, json, sys, warnings
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from .core import DataError, as_path, atomic_write, progress, write_json
 from .data.files import list_images
 from .data.pictures import open_picture
-from .predictor import Predictor, picture_names
+from .predictor import Predictor, boxed, picture_names
 
-# %% ../nbs/34_shell.ipynb #b30382ed
+# %% ../nbs/34_shell.ipynb #c18b44dd
 def files_of(
     given: list,   # files and folders
 ) -> list:         # of paths, in order
@@ -29,7 +29,7 @@ def files_of(
         found += [p for _, p in inside]
     return list(dict.fromkeys(found))
 
-# %% ../nbs/34_shell.ipynb #c516ba72
+# %% ../nbs/34_shell.ipynb #2ba1d51c
 PLACE = ["x", "y", "width", "height", "score"]
 
 def answer(
@@ -52,7 +52,7 @@ def _face(row):
 
 def _sorted(p): return {str(k): round(float(v), 4) for k, v in p.sort_values(ascending=False).items()}
 
-# %% ../nbs/34_shell.ipynb #3f1b3337
+# %% ../nbs/34_shell.ipynb #d459b08f
 def as_text(
     said: dict,      # from `answer`
     most: int = 8,   # attributes of each face
@@ -69,15 +69,9 @@ def with_boxes(
     said: dict,      # from `answer`
 ) -> Image.Image:
     "The photograph with a numbered box around each face"
-    picture = open_picture(said["file"]); pen, width = ImageDraw.Draw(picture), max(2, max(picture.size)//300)
-    for k, face in enumerate(said["faces"], 1):
-        if not face["box"]: continue
-        x, y, w, h = face["box"]
-        pen.rectangle((x, y, x + w, y + h), outline="orange", width=width)
-        pen.text((x + 2*width, y + width), str(k), fill="orange", font_size=max(12, int(h/8)))
-    return picture
+    return boxed(open_picture(said["file"]), [face["box"] for face in said["faces"] if face["box"]])
 
-# %% ../nbs/34_shell.ipynb #b9f55abd
+# %% ../nbs/34_shell.ipynb #6a07db4b
 def arguments() -> argparse.ArgumentParser:
     "What can be given"
     parser = argparse.ArgumentParser("symbiosis_nb", description="Attributes of the faces in photographs, by a trained run.")

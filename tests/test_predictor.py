@@ -109,7 +109,8 @@ def test_show_puts_what_is_present_first(trained, monkeypatch):
     asked, _ = quietly(lambda: ask(photo).iloc[:, 0].sort_values(ascending=False))
     assert values == [round(float(v), 2) for v in asked[:6]] and right.yaxis_inverted()
     assert [t.get_text() for t in right.get_yticklabels()] == [n.replace("_", " ") for n in asked.index[:6]]
-    assert left.patches[0].get_xy() == tuple(found.boxes[0, :2]) and "not for photographs" in fig.get_suptitle()
+    pixels = left.images[0].get_array()
+    assert tuple(pixels[400, 446]) == (255, 165, 0) and "not for photographs" in fig.get_suptitle()
 
 
 def test_a_learner_ends_in_a_predictor_that_is_kept(trained, tmp_path):

@@ -2,6 +2,7 @@
 
     python scripts/full_size.py layout FOLDER      # 202,599 hard links to 4,000 drawn faces, in the official layout; some minutes
     python scripts/full_size.py reading FOLDER     # the table and its digest, twice
+    python scripts/full_size.py plan FOLDER        # what all methods with three seeds would cost here, profile "paper"
     python scripts/full_size.py card FOLDER OUT    # 19 methods x 3 seeds of made-up predictions in OUT: tables and page, made anew and read again
 
 Every part prints seconds and the peak of the process's resident memory. Nothing here is a result: the predictions are noise around the labels."""
@@ -20,11 +21,13 @@ import torch
 from symbiosis_nb import metrics, stats
 from symbiosis_nb.claims import Ledger, scored_card
 from symbiosis_nb.data.official import celeba
+from symbiosis_nb.data.sources import open_parsing
 from symbiosis_nb.data.synthetic import make_faces
 from symbiosis_nb.jobs import make_job
 from symbiosis_nb.kept import FILES, Run, is_finished, keep, score
 from symbiosis_nb.methods import METHODS
 from symbiosis_nb.page import write_html
+from symbiosis_nb.plan import plan
 from symbiosis_nb.report import Card, write_tables
 from symbiosis_nb.training import _forget_peak, _peak_memory
 
@@ -85,6 +88,16 @@ def reading(root: Path):
     return table
 
 
+def whole_plan(root: Path, out: Path, seeds: int = 3):
+    "The plan of the paper profile for every method, weights that no package brings from scratch; then again, when every method was timed"
+    table = replace(celeba(root), name="synthetic faces, as many as CelebA's")
+    with measured("digest of the pictures"): table.digest
+    parsing = open_parsing(profile="smoke")
+    for again in ("", " again"):
+        with measured(f"plan of {seeds*len(METHODS)} runs{again}"): planned = plan(list(METHODS), table, "paper", seeds, out/"planned", parsing, "scratch")
+    print(planned.first_line(), planned, *planned.refusals, sep="\n")
+
+
 def made_up(table, skill: float, seed: int) -> dict:
     "Predictions of a run of a certain skill, as `predictions.npz` has them"
     rng, arrays = np.random.default_rng(seed), {}
@@ -106,7 +119,7 @@ def made_up_run(name: str, table, seed: int, out: Path) -> Run:
     if is_finished(folder, FILES): return Run(folder)
     arrays = made_up(table, 1 + .02*list(METHODS).index(name), 100*seed + list(METHODS).index(name))
     settings = dict(name="paper", size=[218, 178], backbone="made up", width=1., weights=None, recipe={})
-    config = dict(method=name, paper=METHODS[name].paper, data=table.name, data_digest=table.digest, counts=table.counts(), vocab=table.vocab.name,
+    config = dict(method=name, paper=METHODS[name].paper, data=table.name, data_digest=table.digest, frame=table.frame, counts=table.counts(), vocab=table.vocab.name,
                   attributes=list(table.names), profile=settings, seed=seed, options={}, parsing=None, learned_from=[table.name])
     costs = dict(parameters=1, multiply_adds=1, training_seconds=1., predict_images_per_second=1., peak_memory_mib=1., hardware="none: made up")
     log = pd.DataFrame(dict(epoch=[0, 1], train_loss=[.7, .5], valid_loss=[.7, .6], mAP=[.5, .6], balanced_accuracy=[.5, .6], accuracy=[.8, .9]))
@@ -142,11 +155,12 @@ def card(root: Path, out: Path, seeds: int = 3):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("layout", "reading", "card"))
+    parser.add_argument("what", choices=("layout", "reading", "plan", "card"))
     parser.add_argument("root", type=Path, help="folder of the layout")
     parser.add_argument("out", type=Path, nargs="?", help="folder of made-up runs")
     given = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if given.what == "layout": make_layout(given.root)
     if given.what == "reading": reading(given.root)
+    if given.what == "plan": whole_plan(given.root, given.out or given.root)
     if given.what == "card": card(given.root, given.out or sys.exit("give a folder for the made-up runs"))

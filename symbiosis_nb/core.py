@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_LOCKS', 'WAITING', 'PACKAGES', 'CACHE_HINT', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_json', 'read_json', 'has_locks', 'folder_lock',
-           'default_device', 'digest', 'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'progress',
-           'refuse_unknown']
+           'default_device', 'digest', 'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'in_notebook',
+           'progress', 'Line', 'refuse_unknown']
 
 # %% ../nbs/00_core.ipynb #d89184b9
 import ast, ctypes, errno, hashlib, json, os, platform, random, re, socket, subprocess, sys, time
@@ -256,13 +256,34 @@ def quiet() -> bool:  # True when `SYMBIOSIS_QUIET` is set
     "Whether progress bars are to be left out"
     return os.environ.get("SYMBIOSIS_QUIET", "") not in ("", "0")
 
+def in_notebook() -> bool:
+    "Whether this process is the kernel of a notebook"
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
 def progress(
     iterable=None,      # what to go through
     desc: str = "",     # what is going on, for example "decoding"
     total: int | None = None,  # number of steps where `iterable` does not know
 ):
-    "A progress bar on the terminal or in a notebook, gone when it is done"
-    return tqdm(iterable, desc=desc, total=total, leave=False, disable=quiet())
+    "A progress bar on the terminal or in a notebook, gone when it is done; nothing where output goes to a file"
+    seen = sys.stdout.isatty() or in_notebook()
+    return tqdm(iterable, desc=desc, total=total, leave=False, file=sys.stdout, disable=quiet() or not seen)   # stderr is a red strip in notebooks
+
+class Line:
+    "One line that is written anew each time: in a terminal, and in the output of a cell; nowhere else"
+    place = None
+    def show(self, text: str):
+        if quiet(): return
+        if in_notebook():
+            from IPython.display import display
+            said = {"text/plain": text}
+            if self.place is None: self.place = display(said, raw=True, display_id=True)
+            else: self.place.update(said, raw=True)
+        elif sys.stdout.isatty(): print(f"\r\033[K{text}", end="", flush=True)
+    def leave(self):
+        "Go on below, where that is a terminal"
+        if not quiet() and not in_notebook() and sys.stdout.isatty(): print(flush=True)
 
 # %% ../nbs/00_core.ipynb #f5f99364
 def _assigned(cells):

@@ -17,12 +17,14 @@ import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from markupsafe import Markup, escape
 
 from . import metrics as M, plot
 from .core import DataError, as_path, atomic_write, fingerprint
 from .needs.masks import is_drawn
-from .report import COMPARED, SAYS, Card, joined, percent
+from .report import COMPARED, Card
+from .wording import SAYS, joined, percent, span
 
 # %% ../nbs/50a_page.ipynb #0ff9753c
 def words(name) -> str:
@@ -348,6 +350,52 @@ def picture_blocks(
 ) -> list:
     "Figures that show pictures, as further blocks of a page"
     return [(name, "Pictures of the data themselves.", figure_html(fig, alt=f"Pictures: {name}"), False) for name, fig in figures.items()]
+
+# %% ../nbs/50a_page.ipynb #25306376
+@patch
+def measured(self: Card) -> str:
+    "What was measured on what"
+    seeds, c, p, r = sorted({len(self.of(m)) for m in self.methods}), self.counts, self.runs[0].config["profile"], self.runs[0]
+    people = "" if r.identity is None else f" images of {len(np.unique(r.identity)):,} people"
+    many = "one seed each" if seeds == [1] else f"{joined(map(str, seeds), 'or')} seeds each"
+    methods = "One method" if len(self.methods) == 1 else f"{len(self.methods)} methods"
+    return (f"{methods} on {self.table.name}, {many}: trained on {c['train']:,} images, selected on {c['valid']:,}, measured on "
+            f"{c['test']:,}{people or ' images'}; profile {p['name']}, input {p['size'][0]} x {p['size'][1]}.")
+
+def _ties(self, best) -> str:
+    "What a comparison with the next ones says of the best"
+    found = self.leaders()
+    if not len(found): return ""
+    names = [n.split(" − ", 1)[1] for n in found.index[found.standing == "tie"]]
+    if not names: return f", ahead of the next {len(found)}" if len(found) > 1 else ", ahead of the other"
+    return f"; {joined(names)} cannot be told apart from it"
+
+def _against(self) -> str:
+    "How the others stand to the baseline"
+    found = self.comparisons()
+    found = found[found.difference != ""] if len(found) else found
+    if not len(found): return ""
+    n, top = found.standing.value_counts(), found.iloc[0]
+    said = joined(f"{n[s]} {'is' if n[s] == 1 else 'are'} {s}" for s in ("above", "below", "undecided") if s in n)
+    gain = f"{top.difference} points [{top.low}, {top.high}], of {found.index[0].split(' − ')[0]}"
+    most = f" The largest gain is {gain}." if top.standing == "above" else ""
+    return f"Against {self.title(self.baseline)}, {said}.{most}"
+
+@patch
+def findings(self: Card,
+    claims: pd.DataFrame | None = None,  # tested claims, with a column `verdict`
+) -> list:                               # sentences
+    "What the standings and verdicts say"
+    best = self.ranked[0]; value, low, high = self.mean_with_interval(best, "AP")
+    out = [f"{self.title(best)} has the highest mean average precision, {percent(value)} % {span(low, high)}{_ties(self, best)}."]
+    if len(self.methods) > 1 and (said := _against(self)): out.append(said)
+    if claims is not None and len(claims):
+        n = claims.verdict.str.split(":").str[0].value_counts()
+        ways = {"holds": "hold", "does not hold": "do not hold", "cannot tell": "are left open"}
+        said = joined(f"{n[k]} {word if n[k] > 1 else k if k != 'cannot tell' else 'is left open'}" for k, word in ways.items() if k in n)
+        one = f"The one claim of the papers that is tested here {said.removeprefix('1 ')}."
+        out.append(one if len(claims) == 1 else f"Of {len(claims)} claims of the papers tested here, {said}.")
+    return out
 
 # %% ../nbs/50a_page.ipynb #1124085d
 def _part(name: str) -> str:

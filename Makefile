@@ -8,7 +8,7 @@ OUT ?= reports/local
 NOTEBOOK ?= celeba
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce plan test test-slow test-gpu lab export readme install clean
+.PHONY: reproduce plan demo test test-slow test-gpu lab export readme install clean
 
 # a plan is among the first things that a notebook prints; its line is brought to the top. SHELL: a failing papermill must fail make
 SHELL := /bin/bash
@@ -26,6 +26,16 @@ reproduce: install  ## the papers' tables on synthetic faces, or on your data: D
 
 plan: ARGS += -p plan_only True
 plan: reproduce  ## what `make reproduce` would cost with the same DATA and PROFILE: hours, disk, memory; nothing is trained
+
+# gradio asks for an older Pillow than the lock has: it lives in an environment of its own, which sees this one's packages behind its own
+DEMO := $(VENV)-demo
+PLACE := import sysconfig; print(sysconfig.get_path("purelib"))
+
+demo: install  ## a page to drop photographs on: RUN=FOLDER of a finished run; without one a small run on drawn faces is trained, or read
+	@test -x $(DEMO)/bin/python || $(BIN)/python -m venv $(DEMO)
+	@$(BIN)/python -c '$(PLACE)' > "$$($(DEMO)/bin/python -c '$(PLACE)')/library.pth"
+	@$(DEMO)/bin/python -m pip install -q --no-compile "$(shell sed -n 's/^demo_requirements = //p' settings.ini)"
+	PYTHONPATH="$(CURDIR)" $(DEMO)/bin/python -c "from symbiosis_nb.demo import main; main()" $(if $(RUN),--run "$(abspath $(RUN))") $(ARGS)
 
 test: install  ## hygiene, notebooks, pytest
 	$(BIN)/nbdev_test --n_workers 2 --timing

@@ -6,7 +6,7 @@
 __all__ = ['views_of', 'shown', 'probabilities', 'maps_of', 'heat', 'captioned', 'Answer', 'answer_of', 'details', 'page_of',
            'small_run', 'main']
 
-# %% ../nbs/45_demo.ipynb #6aa267b8
+# %% ../nbs/45_demo.ipynb #04b08e17
 import argparse, os, warnings
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from .localize import attention
 from .predictor import Predictor, WithHelper, boxed, find_faces
 from .runs import run
 
-# %% ../nbs/45_demo.ipynb #3be18b74
+# %% ../nbs/45_demo.ipynb #2f308a11
 def views_of(
     ask: Predictor,
     source,                  # path or picture
@@ -48,7 +48,7 @@ def probabilities(ask: Predictor, view: tuple) -> pd.Series:
     "Attributes of a view, what is present first"
     return pd.Series(ask._ask([view], 1)[0], [n.replace("_", " ") for n in ask.names]).sort_values(ascending=False)
 
-# %% ../nbs/45_demo.ipynb #0dc0c281
+# %% ../nbs/45_demo.ipynb #d4cbcbf7
 def maps_of(ask: Predictor, view: tuple) -> torch.Tensor | None:   # (NA, h, w) in [0, 1]
     "Where a predictor's model looks in a view, for each attribute; None where that cannot be told"
     model = getattr(ask, "model", None)
@@ -72,7 +72,7 @@ def captioned(picture: Image.Image, text: str) -> Image.Image:
     ImageDraw.Draw(sheet).text((130, high.height + 13), text, fill="black", anchor="mm", font_size=16)
     return sheet
 
-# %% ../nbs/45_demo.ipynb #9e70364d
+# %% ../nbs/45_demo.ipynb #a908a878
 @dataclass
 class Answer:
     "What the page shows for one file"
@@ -110,11 +110,11 @@ def details(
     named = {n: f"{n} {p:.2f}" for n, p in said[:most].items()}
     return said.to_dict(), [seen, *((captioned(heat(picture, maps[at[n]]), text), text) for n, text in named.items())]
 
-# %% ../nbs/45_demo.ipynb #e760d4e9
+# %% ../nbs/45_demo.ipynb #0400b927
 def page_of(ask: Predictor):   # -> gradio.Blocks
     "The page for a predictor; raises `ImportError` saying what to install"
     gr = _gradio()
-    with gr.Blocks(title="symbiosis_nb", analytics_enabled=False) as page:
+    with gr.Blocks(title="symbiosis_nb", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.Markdown(f"# Faces and their attributes\n{ask.origin}.")
         kept = gr.State(Answer(""))
         with gr.Row():
@@ -145,7 +145,7 @@ def _gradio():
     except ImportError: raise ImportError("the demo page needs gradio: pip install 'symbiosis_nb[demo]'") from None
     return gradio
 
-# %% ../nbs/45_demo.ipynb #e8897e16
+# %% ../nbs/45_demo.ipynb #4a34686b
 def small_run() -> str:
     "The folder of the run that the page shows without one of yours; trained when it is not there"
     faces, parsing = open_faces(profile="demo"), open_parsing(profile="demo")

@@ -6,7 +6,7 @@
 __all__ = ['PEOPLE', 'WORDS', 'MASK_WORDS', 'together', 'drawn_parts', 'attribute_names', 'labels_of', 'sheet_name',
            'build_table', 'table_from_csv', 'table_from_folders', 'table_from_parquet', 'parsing_from_folders']
 
-# %% ../../nbs/04d_data.own.ipynb #9f86ae7d
+# %% ../../nbs/04d_data.own.ipynb #19e35e30
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from .sheets import (Pictures, Sheet, is_label, label_column, number_columns, pa
 from .tables import AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
-# %% ../../nbs/04d_data.own.ipynb #34457ac0
+# %% ../../nbs/04d_data.own.ipynb #80b97b65
 def together(
     paths: list,    # N pictures
     people=None,    # (N,) who it is, "" unknown; None: nobody is known
@@ -56,7 +56,7 @@ def _that_fit(order, count, room):
         if count[g] <= room and len(taken) < len(order) - 2: taken.append(g); room -= count[g]
     return taken or [min(order, key=lambda g: count[g])]
 
-# %% ../../nbs/04d_data.own.ipynb #8db81d50
+# %% ../../nbs/04d_data.own.ipynb #81a2d999
 PEOPLE = ("identity", "person", "person_id", "subject", "subject_id", "who")   # columns that are taken to say who it is
 WORDS = ("labels", "label", "tags", "attributes", "classes", "class")   # columns that are taken to list what is there
 
@@ -98,7 +98,7 @@ def labels_of(sheet: Sheet, names: list, asked=None) -> dict:   # attribute -> (
     if lost := [w for w in wanted if w not in found]: raise DataError(f"{sheet.source}: nothing is called {', '.join(map(repr, lost))}; there is {', '.join(map(repr, found))}")
     return {w: found[w] for w in wanted}
 
-# %% ../../nbs/04d_data.own.ipynb #9a5fa907
+# %% ../../nbs/04d_data.own.ipynb #d1175c1f
 def _boxes(sheet, names, notes, frame):
     "Boxes from four columns: x, y, width, height, or two corners where the last two are called so"
     if len(names) != 4: raise DataError(f"{sheet.source}: box names {len(names)} columns, expected four: x, y, width, height, or two corners")
@@ -134,7 +134,7 @@ def _once(sheet, paths, column):
         if p in first: sheet.fault(i, column or "picture", f"{p.name} again, already in {sheet.where[first[p]]}")
         first.setdefault(p, i)
 
-# %% ../../nbs/04d_data.own.ipynb #8b5807d7
+# %% ../../nbs/04d_data.own.ipynb #613300c3
 def build_table(
     sheet: Sheet,
     paths: list,          # N pictures; None where one is missing, which is a fault of the sheet
@@ -179,11 +179,11 @@ def _split_name(sheet, split):
 
 def _say(sheet, used, identity, labels, notes):
     "Notes of what was understood: attributes, people, columns that are not read"
-    notes.append(f"{len(labels)} attributes: {', '.join(list(labels)[:8])}{' …' if len(labels) > 8 else ''}")
+    notes.append(f"{len(labels)} attribute{'s'*(len(labels) > 1)}: {', '.join(list(labels)[:8])}{' …' if len(labels) > 8 else ''}")
     if identity is not None: notes.append(f"who it is stands in {identity}")
     if rest := [c for c in sheet.columns if c not in used]: notes.append(f"columns that are not read: {', '.join(rest[:8])}{' …' if len(rest) > 8 else ''}")
 
-# %% ../../nbs/04d_data.own.ipynb #a532c22a
+# %% ../../nbs/04d_data.own.ipynb #44767562
 def table_from_csv(
     csv: str | Path,              # a header, then a row for each picture (or box); parted by commas, semicolons or tabs
     images=None,                  # folder or zip of the pictures; None: the folder of the CSV file
@@ -221,7 +221,7 @@ def _with_pictures(sheet, column, files, on_missing):
     kept.problems += problems; kept.notes.append(f"{lost:,} of {len(there):,} rows have no picture and are left out as asked")
     return kept, paths_of(kept, column, files)
 
-# %% ../../nbs/04d_data.own.ipynb #14dda11b
+# %% ../../nbs/04d_data.own.ipynb #2f7dbeab
 def table_from_folders(
     root: str | Path,     # root/train/glasses/1.jpg, or root/glasses/1.jpg: torchvision's ImageFolder
     name: str | None = None,
@@ -232,7 +232,7 @@ def table_from_folders(
     sheet, paths = read_folders(root)
     return build_table(sheet, paths, name or as_path(root).name, "", attributes, **kwargs)
 
-# %% ../../nbs/04d_data.own.ipynb #90b2117c
+# %% ../../nbs/04d_data.own.ipynb #3b64b51a
 def table_from_parquet(
     root: str | Path,     # a folder with parquet shards of the hub, or what `save_to_disk` wrote; or one file
     images=None,          # folder of the pictures, where they are named and not embedded; None: `root`
@@ -246,7 +246,7 @@ def table_from_parquet(
     column = path_column(sheet, files)
     return build_table(sheet, paths_of(sheet, column, files), name or root.stem, column, **kwargs)
 
-# %% ../../nbs/04d_data.own.ipynb #79576aac
+# %% ../../nbs/04d_data.own.ipynb #1bedcf10
 MASK_WORDS = ("_mask", "_label", "_labels", "_seg", "_gt", "-mask", "-label", "-seg")   # what a mask's name may end in
 
 def _mask_stems(folder):

@@ -8,17 +8,24 @@ OUT ?= reports/local
 NOTEBOOK ?= celeba
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test test-slow test-lab lab docs export readme install clean
+.PHONY: reproduce plan test test-slow test-gpu test-lab lab docs export readme install clean
+
+# a plan is among the first things that a notebook prints; its line is brought to the top. SHELL: a failing papermill must fail make
+SHELL := /bin/bash
+FIRST := awk '!said && /^plan:/ {print; printf "%s", held; said = 1; fflush(); next} !said {held = held $$0 "\n"; next} {print; fflush()} END {if (!said) printf "%s", held}'
 
 # folders of data sets, as far as the notebook knows them: DATA (the set that is measured), PARSING (Helen or LIP), CELEBA (where LFWA starts from), LFWA
 # (the small set of abstraction, blan, pse, general_to_specific); WEIGHTS="pse=FILE general_to_specific=FILE", or scratch
 reproduce: install  ## the papers' tables on synthetic faces, or on your data: DATA=/path/to/CelebA PARSING=/path/to/Helen PROFILE=paper
-	mkdir -p $(OUT)
-	SYMBIOSIS_QUIET=1 $(BIN)/papermill nbs/reproduce_$(NOTEBOOK).ipynb $(OUT)/$(NOTEBOOK).ipynb -k python3 --log-output --no-progress-bar \
+	@mkdir -p $(OUT)
+	@set -o pipefail; SYMBIOSIS_QUIET=1 $(BIN)/papermill nbs/reproduce_$(NOTEBOOK).ipynb $(OUT)/$(NOTEBOOK).ipynb -k python3 --log-output --no-progress-bar \
 	  -p out "$(abspath $(OUT))" -p profile $(PROFILE) $(if $(DATA),-p data_root "$(abspath $(DATA))") \
 	  $(if $(PARSING),-p parsing_root "$(abspath $(PARSING))") $(if $(CELEBA),-p celeba_root "$(abspath $(CELEBA))") \
-	  $(if $(LFWA),-p lfwa_root "$(abspath $(LFWA))") $(if $(WEIGHTS),-p weights "$(WEIGHTS)") $(ARGS)
+	  $(if $(LFWA),-p lfwa_root "$(abspath $(LFWA))") $(if $(WEIGHTS),-p weights "$(WEIGHTS)") $(ARGS) 2>&1 | $(FIRST)
 	@echo "report: $(OUT)/$(NOTEBOOK).html    executed notebook: $(OUT)/$(NOTEBOOK).ipynb"
+
+plan: ARGS += -p plan_only True
+plan: reproduce  ## what `make reproduce` would cost with the same DATA and PROFILE: hours, disk, memory; nothing is trained
 
 test: install  ## hygiene, notebooks, pytest
 	$(BIN)/nbdev_test --n_workers 2 --timing
@@ -33,6 +40,13 @@ lab: install  ## JupyterLab on the whole checkout, so that the notebooks' links 
 test-lab: install  ## JupyterLab and the report page in a real browser: needs Debian's chromium (apt-get install chromium)
 	$(BIN)/python -m pip install -q --no-compile -e ".[lab]"
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/test_lab.py tests/test_page_browser.py
+
+test-gpu:  ## on a CUDA device, under ten minutes; writes reports/gpu.csv. PYTHON may be any that has torch, the library needs no installation
+	PYTHONPATH="$(CURDIR)" SYMBIOSIS_QUIET=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/gpu
+
+docs: install  ## the documentation site, in _docs
+	$(BIN)/python -m pip install -q --no-compile -e ".[docs]"
+	$(BIN)/python scripts/docs.py _docs
 
 export: install  ## notebooks to library, cleaned; README from the index notebook
 	$(BIN)/nbdev_export

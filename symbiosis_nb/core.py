@@ -6,7 +6,7 @@
 __all__ = ['NO_LOCKS', 'WAITING', 'PACKAGES', 'CACHE_HINT', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_json', 'read_json', 'has_locks', 'folder_lock',
            'default_device', 'digest', 'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'in_notebook',
-           'NotebookBar', 'progress', 'Stopped', 'refuse_unknown']
+           'NotebookBar', 'progress', 'Line', 'Stopped', 'refuse_unknown']
 
 # %% ../nbs/00_core.ipynb #d89184b9
 import ast, ctypes, errno, hashlib, html, io, json, os, platform, random, re, socket, subprocess, sys, time
@@ -257,9 +257,9 @@ def quiet() -> bool:  # True when `SYMBIOSIS_QUIET` is set
     return os.environ.get("SYMBIOSIS_QUIET", "") not in ("", "0")
 
 def in_notebook() -> bool:
-    "Whether this code runs in a notebook's kernel, which shows HTML and colours everything on stderr red"
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return "IPKernelApp" in getattr(shell, "config", {})
+    "Whether this process is the kernel of a notebook, which shows HTML and colours everything on stderr red"
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 class NotebookBar(tqdm):
     "tqdm as one line of HTML that is replaced in place: nothing goes to stderr, and no widgets are needed"
@@ -285,9 +285,25 @@ def progress(
     total: int | None = None,  # number of steps where `iterable` does not know
     initial: int = 0,   # steps that were done before, of a training that goes on
 ):
-    "A progress bar on the terminal or in a notebook, gone when it is done or interrupted"
-    kind = NotebookBar if in_notebook() else tqdm
-    return kind(iterable, desc=desc, total=total, initial=initial, leave=False, disable=quiet())
+    "A progress bar on the terminal or in a notebook, gone when it is done or interrupted; nothing where output goes to a file"
+    settings = dict(desc=desc, total=total, initial=initial, leave=False)
+    if in_notebook(): return NotebookBar(iterable, disable=quiet(), **settings)
+    return tqdm(iterable, file=sys.stdout, disable=quiet() or not sys.stdout.isatty(), **settings)
+
+class Line:
+    "One line that is written anew each time: in a terminal, and in the output of a cell; nowhere else"
+    place = None
+    def show(self, text: str):
+        if quiet(): return
+        if in_notebook():
+            from IPython.display import display
+            said = {"text/plain": text}
+            if self.place is None: self.place = display(said, raw=True, display_id=True)
+            else: self.place.update(said, raw=True)
+        elif sys.stdout.isatty(): print(f"\r\033[K{text}", end="", flush=True)
+    def leave(self):
+        "Go on below, where that is a terminal"
+        if not quiet() and not in_notebook() and sys.stdout.isatty(): print(flush=True)
 
 # %% ../nbs/00_core.ipynb #8c890354
 class Stopped(KeyboardInterrupt):

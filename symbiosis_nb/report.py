@@ -17,12 +17,13 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import metrics as M, stats
+from .computed import kept_replicates, kept_score
 from .core import DataError, atomic_write
 from .data.tables import AttributeTable
 from .localize import true_labels
 from .methods import METHODS, VARIANTS
 from .published import golden
-from .runs import Run, score
+from .runs import Run, score  # noqa: people look for `score` here
 
 # %% ../nbs/50_report.ipynb #26737efc
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880),   # samples, and test samples among them
@@ -145,7 +146,7 @@ class Card:
     @cached_property
     def each(self) -> dict:
         "(method, seed, metric) -> bootstrap replicates (R, NA), attribute by attribute"
-        return {(r.method, r.config["seed"], name): stats.bootstrap(f, *r.predictions(), self.weights)
+        return {(r.method, r.config["seed"], name): kept_replicates(r, f, self.weights)
                 for r in self.runs for name, f in HEADLINE.items()}
     @cached_property
     def drawn(self) -> dict:
@@ -155,7 +156,7 @@ class Card:
     def scored(self) -> dict:
         "(which weights, method, seed) -> score frame"
         every = [(w, r) for w in ("selected", "last") for r in self.runs]
-        return {(w, r.method, r.config["seed"]): score(r.arrays, self.table.vocab, w) for w, r in every}
+        return {(w, r.method, r.config["seed"]): kept_score(r, self.table.vocab, w) for w, r in every}
 
     def frames(self, which: str = "selected") -> dict:  # method -> score frame, mean over seeds
         "Per-attribute scores of every method"
@@ -249,7 +250,7 @@ def printed_cell(self: Card, method: str, g) -> dict:
     ours, low, high = self.mean_with_interval(method, g.metric)
     if fine:
         ours = np.mean([r.scores[g.metric].mean() for r in fine])
-        drawn = [stats.bootstrap_mean(HEADLINE[g.metric], *r.predictions(), self.weights) for r in fine]
+        drawn = [stats.mean_known(kept_replicates(r, HEADLINE[g.metric], self.weights)) for r in fine]
         low, high = stats.interval(over_seeds(drawn), ours)
     row = dict(method=self.title(method), metric=g.metric, ours=percent(ours), interval=span(low, high), printed=f"{g.value:.2f}", how=how,
                where=f"{g.paper}, Table {g.table}" + (f", {g.variant}" if g.variant else ""), misprint=g.misprint)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from . import metrics as M
 from .combine import average_runs, chain_runs, joined_cost, mean_arrays, one_attribute   # people look for them here
+from .computed import kept_score
 from .core import folder_lock
 from .data.tables import AttributeTable
 from .jobs import Job, make_job
@@ -77,6 +78,6 @@ def collect(
     "Mean scores of many runs, one row each"
     rows = []
     for r in runs:
-        means = score(r.arrays, r.vocab, which).mean()
+        means = kept_score(r, r.vocab, which).mean()
         rows.append(dict(method=r.method, seed=r.config["seed"], **means, **M.instance_scores(*r.predictions(which=which))))
     return pd.DataFrame(rows)

@@ -18,12 +18,13 @@ def cluster_weights(
     n: int,          # number of images
     replicates: int = 1000,
     seed: int = 0,
-) -> np.ndarray:     # (replicates, N) counts
+) -> np.ndarray:     # (replicates, N) counts, int32
     "Bootstrap weights: how frequently each image is drawn when people are drawn with replacement. Unknown people (-1) are one each"
     who = np.arange(n) if identity is None else np.where(np.asarray(identity) < 0, -np.arange(n) - 1, identity)
     people, which = np.unique(who, return_inverse=True)
     rng = np.random.default_rng(seed)
-    return rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)[:, which]
+    drawn = rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)
+    return drawn.astype(np.int32)[:, which]
 
 # %% ../nbs/22_stats.ipynb #a0342f02
 def interval(
@@ -42,7 +43,7 @@ def bootstrap(
     weights,            # (R, N) from `cluster_weights`
 ) -> np.ndarray:        # (R, NA)
     "Bootstrap replicates of a score, attribute by attribute, in parts that fit into memory"
-    parts = max(1, len(weights)*len(labels)//2_000_000)
+    parts = max(1, len(weights)*len(labels)//25_000_000)
     return np.concatenate([metric(scores, labels, known, weight=w) for w in np.array_split(weights, parts)])
 
 def mean_known(

@@ -9,11 +9,13 @@ __all__ = ['LABEL_RULE', 'SPLITS', 'SPLIT_WORDS', 'Faults', 'plain', 'numbers', 
 # %% ../../nbs/01b_data.columns.ipynb #a6c318b6
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core import DataError, as_path
+from .pictures import Paths
 
 # %% ../../nbs/01b_data.columns.ipynb #a644d61f
 @dataclass
@@ -91,11 +93,12 @@ def plain_paths(
     faults: Faults,
 ) -> list:           # of `Path`
     "Paths by position"
+    if isinstance(paths, Paths) and all(isinstance(p, Path) for p in paths): return Paths(paths)
     values = plain(paths, "paths").tolist() if not isinstance(paths, list) else paths
     good = lambda p: isinstance(p, os.PathLike) or isinstance(p, str) and p.strip()
     bad = [i for i, p in enumerate(values) if not good(p)]
     faults.add("paths", "a path for each sample", [f"row {i}: {values[i]!r:.60}" for i in bad])
-    return values if bad else [as_path(p) for p in values]
+    return values if bad else Paths(map(as_path, values))
 
 # %% ../../nbs/01b_data.columns.ipynb #09f40dc8
 LABEL_RULE = "0 and 1, True and False, or -1 and 1, with NaN where unknown"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIENTATION', 'TURNS', 'AGAIN', 'RAW', 'MANY', 'split_archive', 'read_bytes', 'turn_upright', 'to_eight_bits',
-           'flatten', 'decode', 'open_picture', 'Opener', 'read_image', 'stamp', 'stamps', 'pixels_digest']
+           'flatten', 'decode', 'open_picture', 'Opener', 'read_image', 'stamp', 'stamps', 'Paths', 'pixels_digest']
 
 # %% ../../nbs/01a_data.pictures.ipynb #5aa220f2
 import hashlib, io, os, re, struct, zipfile
@@ -225,15 +225,19 @@ def stamps(
     paths: list,  # N paths
 ) -> list:        # N times [name, size, time], as `stamp`
     "Stamps of many files, from one listing of every folder"
-    paths, wanted, listed = [Path(p) for p in paths], defaultdict(set), {}
-    for p in paths: wanted[p.parent].add(p.name)
+    files, wanted, listed = [str(p if isinstance(p, Path) else Path(p)) for p in paths], defaultdict(set), {}
+    parted = [os.path.split(f) for f in files]
+    for folder, name in parted: wanted[folder].add(name)
     for folder, names in wanted.items():
-        if len(names) < MANY or not folder.is_dir(): continue
+        if len(names) < MANY or not os.path.isdir(folder): continue
         with os.scandir(folder) as entries: listed[folder] = {e.name: e.stat() for e in entries if e.name in names and e.is_file()}
-    def one(p):
-        s = listed.get(p.parent, {}).get(p.name)
-        return stamp(p) if s is None else [str(p), s.st_size, _changed(s)]
-    return [one(p) for p in paths]
+    def one(file, folder, name):
+        s = listed.get(folder, {}).get(name)
+        return stamp(file) if s is None else [file, s.st_size, _changed(s)]
+    return [one(f, *parts) for f, parts in zip(files, parted)]
+
+class Paths(list):
+    "Absolute paths, as a table keeps them: known to be so, they are not looked at one by one again"
 
 _SEEN = {}   # (name, size, time) -> digest of the content, for this process
 

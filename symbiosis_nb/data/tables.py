@@ -19,7 +19,7 @@ from .. import core
 from ..core import DataError, as_path
 from symbiosis_nb.data.columns import (SPLITS, Faults, plain_boxes, plain_identity, plain_labels, plain_landmarks, plain_paths,  # noqa
     plain_split)
-from .pictures import Opener, open_picture, pixels_digest, read_bytes, read_image, split_archive, stamp, stamps  # noqa
+from .pictures import Opener, Paths, open_picture, pixels_digest, read_bytes, read_image, split_archive, stamp, stamps  # noqa
 from ..vocab import AttributeVocab, RegionVocab
 
 # %% ../../nbs/02_data.tables.ipynb #69ebbb63
@@ -32,7 +32,8 @@ def leaks(
         sets = [{values[i] for i in rows} for rows in parts if len(rows)]
         return sorted(set().union(*(a & b for k, a in enumerate(sets) for b in sets[:k])))
     people = [] if table.identity is None else [p for p in shared(table.identity.tolist()) if p >= 0]
-    found = dict(people=people, pictures=shared(list(map(str, table.paths))))
+    files = list(map(str, table.paths))
+    found = dict(people=people, pictures=shared(files) if len(set(files)) < len(files) else [])
     return [f"{len(some):,} {what} are in more than one part, for example {some[0]}: scores on them are too good" for what, some in found.items() if some]
 
 # %% ../../nbs/02_data.tables.ipynb #221fc22d
@@ -109,7 +110,16 @@ def take(self: AttributeTable,
     "The given rows, all columns together"
     rows = np.arange(len(self))[rows]
     cut = {k: getattr(self, k)[rows] for k in ROW_COLUMNS if getattr(self, k) is not None}
-    return replace(self, paths=[self.paths[i] for i in rows], **cut)
+    return replace(self, paths=Paths(self.paths[i] for i in rows), **cut)
+
+@patch
+def but(self: AttributeTable,
+    **changes,   # columns; not `paths`
+) -> AttributeTable:
+    "The same pictures with other columns; their files are not looked at again"
+    other = replace(self, **changes)
+    if "pixels_digest" in vars(self): other.__dict__["pixels_digest"] = self.pixels_digest
+    return other
 
 @patch
 def open(self: AttributeTable,
@@ -232,7 +242,7 @@ def take(self: ParsingTable,
     files = [self.label_files[i] for i in rows] if self.label_files else []
     marks = None if self.landmarks is None else self.landmarks[rows]
     soft = self.read_soft and (lambda i: self.read_soft(rows[i]))
-    return replace(self, paths=[self.paths[i] for i in rows], split=self.split[rows], read_label=lambda i: self.read_label(rows[i]),
+    return replace(self, paths=Paths(self.paths[i] for i in rows), split=self.split[rows], read_label=lambda i: self.read_label(rows[i]),
                    read_soft=soft, label_files=files, landmarks=marks)
 
 # %% ../../nbs/02_data.tables.ipynb #b7db4242

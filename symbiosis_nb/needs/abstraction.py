@@ -30,7 +30,7 @@ from ..learner import Checkpoint, Sheet, adversarial_learner, epoch_log, half_l1
 from ..models.abstraction import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, init_gan, recovered_regions
 from ..models.adversarial import Adversary
 from ..models.backbones import FromImageNet
-from .base import Need, register_need
+from .base import Need, noise, register_need
 from .masks import measured_on, require_parsing, to_regions
 from ..recipes import Profile
 from ..vocab import HELEN
@@ -246,6 +246,8 @@ class Abstraction(Need):
 
     def fields(self, job, pixels: ArrayStore) -> list:
         return [*super().fields(job, pixels), abstraction_pictures(job)]
+    def made_up(self, job, n: int) -> list:
+        return [*super().made_up(job, n), Field("picture", noise(n, *job.profile.size, 3))]
     def helpers(self, job) -> dict: return dict(generator=job_generator(job))
     def restore(self, folder: Path, profile: dict) -> nn.Module: return GeneratorRun(folder/"generator").load()
 

@@ -12,7 +12,7 @@ from ..core import DataError, digest
 from ..data.loaders import Field
 from ..data.pixels import ArrayStore, array_store
 from ..models.pooling import landmark_masks
-from .base import Need, register_need
+from .base import Need, noise, register_need
 from ..vocab import RegionVocab
 
 # %% ../../nbs/31b_needs.boxes.ipynb #3781be7f
@@ -53,6 +53,9 @@ class Boxes(Need):
 
     def fields(self, job, pixels: ArrayStore) -> list:
         return [*super().fields(job, pixels), box_masks(job.table, job.profile.mask_size)]
+
+    def made_up(self, job, n: int) -> list:
+        return [*super().made_up(job, n), Field("maps", noise(n, 16, *job.profile.mask_size), BOXES)]
 
     def restore(self, folder, profile):
         raise DataError(f"{folder}: this run needs landmarks with every picture and cannot predict from photographs alone")

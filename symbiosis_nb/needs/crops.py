@@ -13,7 +13,7 @@ from ..data import crops
 from ..data.loaders import PATCHES, Augment, Field
 from ..data.pixels import ArrayStore, View, array_store, pixel_store
 from ..data.tables import AttributeTable
-from .base import Need, register_need
+from .base import Need, noise, register_need
 
 # %% ../../nbs/31a_needs.crops.ipynb #2095c7a6
 NO_FACE = "no face found"
@@ -68,8 +68,17 @@ class Crops(Need):
     name, squares, alone = "crop", True, False
     options = ("scheme", "schemes", "rows", "faces", "redetect", "border")
 
+    def stored(self, job) -> tuple: return (round(job.profile.size[0]*240/224),)*2
+
+    def framed(self, job) -> View:
+        "Which crop: its name says how faces are found, too"
+        return View(f"crop {job.options.get('scheme', 'a')}, {job.options.get('faces', 'annotated')}")
+
+    def made_up(self, job, n: int) -> list:
+        return [Field("image", noise(n, *self.stored(job), 3), crop=tuple(job.profile.size))]
+
     def pictures(self, job) -> ArrayStore:
-        options, side = job.options, round(job.profile.size[0]*240/224)
+        options, side = job.options, self.stored(job)[0]
         found = detected_faces(job.table) if options.get("faces", "annotated") == "detected" else None
         how = {k: options[k] for k in ("border", "redetect") if k in options}
         view = face_view(job.table, options.get("scheme", "a"), side, found, **how)

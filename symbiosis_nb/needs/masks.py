@@ -26,7 +26,7 @@ from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
 from ..models.backbones import backbone
 from ..models.pooling import fit_masks
 from ..models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
-from .base import Need, register_need
+from .base import Need, noise, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
@@ -171,6 +171,11 @@ class Masks(Need):
         p, regions = job.profile, to_regions(job.parsing, FACE7).regions
         store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.digest)
         return [*super().fields(job, pixels), Field("maps", store, regions, crop=self.patch(job, p.mask_size))]
+
+    def made_up(self, job, n: int) -> list:
+        p, regions = job.profile, to_regions(require_parsing(job), FACE7).regions
+        masks = noise(n, len(regions), *p.recipe.stored(p.mask_size))
+        return [*super().made_up(job, n), Field("maps", masks, regions, crop=self.patch(job, p.mask_size))]
 
     def helpers(self, job) -> dict: return dict(parser=job_parser(job))
 

@@ -9,10 +9,11 @@ __all__ = ['PARSING', 'Parsing']
 from dataclasses import replace
 
 from ..core import default_device
-from ..data.loaders import mixed_dls, parsing_loader
+from ..data.loaders import Field, mixed_dls, parsing_loader
+from ..data.tables import ParsingTable
 from ..learner import MeanIoU
 from ..losses import JointLoss
-from .base import Need, Ready, register_need
+from .base import Need, Ready, made_up_table, noise, register_need
 from .masks import parsing_fields, require_parsing, to_regions
 from ..vocab import HELEN
 
@@ -32,6 +33,15 @@ class Parsing(Need):
         test = parsing_loader(table, [image], labels, "test", p.recipe.bs, device=device) if has_test else None
         return replace(ready, dls=dls, n_regions=len(table.regions), loss=JointLoss(weights=job.balance()), parsing_test=test,
                        sources={**ready.sources, "labels": labels.digest})
+
+    def rehearse(self, job, ready: Ready, n: int) -> Ready:
+        "Mixed loaders of noise"
+        regions, size, fields = to_regions(require_parsing(job), HELEN).regions, tuple(job.profile.size), ready.fields
+        parsing = ParsingTable("made up", regions, ["none"]*n, ["train"]*n, lambda i: None)
+        labels = noise(n, *size) % len(regions)
+        table, augment, device = made_up_table(job.table, n), job.profile.recipe.augment, default_device()
+        dls = lambda: mixed_dls(table, fields[0], parsing, Field("image", noise(n, *size, 3)), labels, n, augment, device=device)
+        return replace(ready, dls=dls, n_regions=len(regions), loss=JointLoss())
 
     def metrics(self, ready: Ready) -> list: return [MeanIoU(ready.n_regions)]
 

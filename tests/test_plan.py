@@ -1,0 +1,131 @@
+"What is said before hours of training: which networks, how long, what fits; and many runs as jobs of their own that may die"
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import picture_table
+from symbiosis_nb.campaign import Campaign, run_all, said_time, train_all
+from symbiosis_nb.core import DataError
+from symbiosis_nb.data.sources import open_faces, open_parsing
+from symbiosis_nb.methods import METHODS
+from symbiosis_nb.plan import Plan, job_of, joined, length, pieces, plan, plan_jobs
+from symbiosis_nb.runs import run
+
+
+@pytest.fixture(scope="module")
+def data(): return open_faces(profile="smoke"), open_parsing(profile="smoke")
+
+
+def test_every_method_has_a_plan_that_ends_at_zero(data, tmp_path):
+    "Before: hours for each; after training it: none, and every network that was planned is finished"
+    table, parsing = data
+    before = plan(["ssp_ssg", "dual_path", "g2s_123", "sa", "bbox"], table, "smoke", 1, tmp_path, parsing, "scratch")
+    assert (before.rows.hours > 0).all() and (before.rows.done == 0).all() and before.rows.networks.tolist() == [3, 2, 5, 1, 1]
+    assert (before.rows["disk GiB"] > 0).all() and (before.rows["memory GiB"] > 0).all()
+    for name in ("ssp_ssg", "dual_path", "g2s_123"): run(name, table, "smoke", out=tmp_path, parsing=parsing, weights="scratch")
+    after = plan(["ssp_ssg", "dual_path", "g2s_123"], table, "smoke", 1, tmp_path, parsing, "scratch")
+    assert after.hours == 0 and (after.rows.networks == after.rows.done).all() and "all 3 runs are finished" in after.first_line()
+
+
+def test_a_chain_that_was_cut_off_counts_what_is_there(data, tmp_path):
+    table, _ = data
+    run("g2s_1", table, "smoke", out=tmp_path, weights="scratch")
+    p = plan(["g2s_12"], table, "smoke", 1, tmp_path, None, "scratch")
+    assert p.rows.networks.tolist() == [3] and p.rows.done.tolist() == [1]
+
+
+def test_shared_networks_count_once(data, tmp_path):
+    table, parsing = data
+    assert plan(["ssp", "ssg", "ssp_ssg"], table, "smoke", 1, tmp_path, parsing).rows.networks.tolist() == [2, 1, 0]
+    assert plan(["avg_pool", "inception"], table, "smoke", 2, tmp_path).rows.networks.tolist() == [1, 0, 1, 0]   # one run serves both
+
+
+def test_steps_are_those_of_the_training(data, tmp_path):
+    table, _ = data
+    job = job_of("avg_pool", table, "smoke", out=tmp_path, epochs=3, bs=10)
+    r = run("avg_pool", table, "smoke", out=tmp_path, epochs=3, bs=10)
+    assert length(pieces(job)[0]) == (3*(r.config["counts"]["train"]//10), 3) and pieces(job)[0].done
+
+
+def test_what_does_not_fit_is_refused_by_name(data, tmp_path, monkeypatch):
+    table, _ = data
+    from symbiosis_nb import plan as room
+    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    p = plan(["avg_pool"], table, "smoke", 1, tmp_path)
+    with pytest.raises(DataError, match="avg_pool: a step takes about .* GiB of memory"): p.go()
+    with pytest.raises(SystemExit): p.go(only=True)
+    monkeypatch.undo()
+    full = plan(["avg_pool"], table, "smoke", 1, tmp_path); full.free = 1
+    with pytest.raises(DataError, match="are free: set SYMBIOSIS_CACHE"): joined(full).go()
+
+
+def test_a_checkpoint_shortens_the_plan(data, tmp_path, monkeypatch):
+    table, _ = data
+    from symbiosis_nb.callbacks import Checkpoint
+    after = Checkpoint.after_epoch
+    def stop(self):
+        after(self)
+        if self.epoch == 1: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, "after_epoch", stop)
+        with pytest.raises(KeyboardInterrupt): run("avg_pool", table, "smoke", out=tmp_path, epochs=4)
+    job = job_of("avg_pool", table, "smoke", out=tmp_path, epochs=4)
+    half, whole = plan_jobs([job]).hours, plan_jobs([replace(job, out=tmp_path/"elsewhere")]).hours
+    assert .4 < half/whole < .9
+
+
+def test_the_line_of_all_runs(monkeypatch, capsys):
+    card = Campaign(3)
+    assert str(card) == "0 of 3 runs done, 0 running, 3 to come"
+    card.running, card.done = ["a, seed 0"], {0: 600.}
+    assert str(card) == "1 of 3 runs done, 1 running (a, seed 0), 1 to come, about 20 min left"
+    assert [said_time(s) for s in (5, 600, 7200, 10*86400)] == ["5 s", "10 min", "2.0 h", "10.0 days"]
+
+
+def kill_some(folder, stop, killed, n=2):
+    "Kill the first processes that have begun a checkpoint's epoch"
+    while not stop.is_set() and len(killed) < n:
+        for file in folder.glob("submitit/*_submitted.pkl"):
+            pid = int(file.name.split("_")[0])
+            if pid in killed or len(killed) >= n: continue
+            time.sleep(np.random.default_rng(pid).uniform(2, 6))
+            try: os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError: pass
+            killed.append(pid)
+        time.sleep(.05)
+
+
+@pytest.mark.slow
+def test_jobs_that_die_go_on_where_they_were(tmp_path, monkeypatch):
+    "Runs as processes of their own, two of them killed at random: all finish, with the numbers of runs that nobody disturbed"
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    table, names = picture_table(tmp_path/"pictures"), ["avg_pool", "spp_net", "bbox"][:2]
+    how = dict(precision="float32", epochs=6, limit=None)
+    here = train_all(names, table, None, "smoke", 2, tmp_path/"here", **how)
+    stop, killed = threading.Event(), []
+    thread = threading.Thread(target=kill_some, args=(tmp_path/"there", stop, killed)); thread.start()
+    try: there = train_all(names, table, None, "smoke", 2, tmp_path/"there", executor="local", **how)
+    finally: stop.set(); thread.join()
+    assert len(killed) == 2
+    for a, b in zip(here, there):
+        assert a.method == b.method
+        for key in a.arrays:
+            if key.endswith(("_selected", "_last")): np.testing.assert_array_equal(a.arrays[key], b.arrays[key])
+    logs = list((tmp_path/"there"/"submitit").glob("*_log.out"))
+    assert len(logs) >= len(there)
+
+
+@pytest.mark.slow
+def test_a_fault_of_ones_own_is_not_tried_again(tmp_path):
+    pytest.importorskip("submitit")
+    table = picture_table(tmp_path/"pictures"); table.paths[0].write_text("no picture")
+    with pytest.raises(Exception, match="1 of 96 images cannot be used"):
+        run_all([job_of("avg_pool", table, "smoke", out=tmp_path/"runs", limit=None)], "local")
+    assert len(list((tmp_path/"runs"/"submitit").glob("*_submitted.pkl"))) == 1

@@ -1,0 +1,101 @@
+"At the size of CelebA: fast forms give what the plain ones give, and what was computed is not computed again"
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from symbiosis_nb import metrics as M, stats
+
+
+def literal_average_precision(scores, labels, known, weight):
+    "One attribute as the definition reads: at every positive, the share of positives among all that rank as high"
+    out = []
+    for w in np.atleast_2d(weight).astype(float)*known:
+        at = scores[None] >= scores[:, None]                       # row i: who ranks as high as i
+        seen, hits = at @ w, at @ (w*labels)
+        precision = np.divide(hits, seen, out=np.zeros_like(seen), where=seen > 0)
+        total = (w*labels).sum()
+        out.append((w*labels*precision).sum()/total if total > 0 else np.nan)
+    return np.array(out)
+
+
+def sorted_average_precision(scores, labels, known, weight):
+    "The form that this library had before, for arrays of real size: one gather and two cumulated sums per replicate"
+    rows = np.flatnonzero(known > 0)
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    s, y, w = scores[order], labels[order], weight[:, order].astype(float)
+    last = np.searchsorted(-s, -s, side="right") - 1
+    hits, seen = np.cumsum(w*y, 1), np.cumsum(w, 1)
+    precision = np.divide(hits[:, last], seen[:, last], out=np.zeros_like(seen), where=seen[:, last] > 0)
+    return (w*y*precision).sum(1)/hits[:, -1]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([0, 1, 6]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_average_precision_is_its_definition(seed, n, digits, counts):
+    "With ties, unknown labels, images that no replicate draws, fractional weights, and attributes without a positive"
+    rng = np.random.default_rng(seed)
+    s, y, k = rng.normal(size=(n, 3)).round(digits), (rng.random((n, 3)) < .4).astype(float), rng.random((n, 3)) < .8
+    w = rng.integers(0, 3, (4, n)) if counts else rng.random((4, n))*(rng.random((4, n)) < .7)
+    ours = M.average_precision(s, y, k, weight=w)
+    for j in range(3):
+        np.testing.assert_allclose(ours[:, j], literal_average_precision(s[:, j], y[:, j], k[:, j], w), atol=1e-9)
+
+
+def test_average_precision_at_the_size_of_a_test_part():
+    rng = np.random.default_rng(0)
+    y = (rng.random((19_962, 2)) < (.02, .6)).astype(float)
+    s = (rng.normal(size=y.shape) + 2*y).astype(np.float32).round(3)   # with ties
+    w = stats.cluster_weights(rng.integers(0, 1000, len(y)), len(y), 40)
+    old = np.stack([sorted_average_precision(s[:, j].astype(float), y[:, j], np.ones(len(y)), w) for j in range(2)], 1)
+    np.testing.assert_allclose(stats.bootstrap(M.average_precision, s, y, None, w), old, atol=1e-9)
+
+
+def plain_thresholds(scores, labels, known, steps=101):
+    "Every threshold tried on every image, as the library did before"
+    grid = np.vstack([np.quantile(scores, np.linspace(0, 1, steps), axis=0), np.zeros(scores.shape[1])])
+    best = {}
+    for name, metric in M.TUNED.items():
+        values = np.nan_to_num(np.stack([metric(scores, labels, known, threshold=g) for g in grid]), nan=-1)
+        best[name] = np.where(values.max(0) > values[-1] + 1e-12, grid[values.argmax(0), np.arange(scores.shape[1])], 0.)
+    return best
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60), st.sampled_from([0, 1, 6]))
+@settings(max_examples=60, deadline=None)
+def test_thresholds_from_one_sort_are_those_of_trying_all(seed, n, digits):
+    rng = np.random.default_rng(seed)
+    s, y, k = rng.normal(size=(n, 4)).round(digits), (rng.random((n, 4)) < (.5, .1, 0, 1)).astype(float), rng.random((n, 4)) < .8
+    ours, plain = M.best_thresholds(s, y, k), plain_thresholds(s, y, k)
+    for name in M.TUNED: np.testing.assert_array_equal(ours[name], plain[name])
+
+
+def test_a_run_is_asked_once(tmp_path, monkeypatch):
+    "A second card of the same run reads its replicates and frames; other predictions are computed"
+    import pandas as pd
+    from symbiosis_nb import computed
+    from symbiosis_nb.kept import Run, keep, score
+    from symbiosis_nb.vocab import AttributeVocab
+    rng, vocab = np.random.default_rng(0), AttributeVocab("hats", ("Cap", "Crown"))
+    targets = rng.integers(0, 2, (50, 2)).astype(np.float32)
+    arrays = dict(test_targets=targets, test_selected=rng.normal(size=(50, 2)), test_last=rng.normal(size=(50, 2)))
+    keep(tmp_path/"a", dict(method="mine", attributes=["Cap", "Crown"]), {}, score(arrays, vocab), pd.DataFrame(), predictions=arrays)
+    weights = stats.cluster_weights(None, 50, 30)
+    first = computed.kept_replicates(Run(tmp_path/"a"), M.accuracy, weights), computed.kept_score(Run(tmp_path/"a"), vocab)
+    def refuse(*args, **kwargs): raise AssertionError("computed again")
+    with monkeypatch.context() as m:
+        m.setattr(stats, "bootstrap", refuse); m.setattr(computed, "score", refuse)
+        again = computed.kept_replicates(Run(tmp_path/"a"), M.accuracy, weights), computed.kept_score(Run(tmp_path/"a"), vocab)
+        changed = Run(tmp_path/"a"); changed.arrays["test_selected"] += 1
+        with pytest.raises(AssertionError, match="computed again"): computed.kept_replicates(changed, M.accuracy, weights)
+        m.setattr(computed, "metric_code", lambda: "another")
+        with pytest.raises(AssertionError, match="computed again"): computed.kept_score(Run(tmp_path/"a"), vocab)
+    np.testing.assert_array_equal(first[0], again[0]); pd.testing.assert_frame_equal(first[1], again[1])
+
+
+def test_nothing_is_kept_beside_what_is_no_folder(tmp_path, monkeypatch):
+    "A run in memory (an average of several), and a folder that cannot be written to, are computed every time"
+    from symbiosis_nb import computed
+    r = type("R", (), dict(folder=tmp_path/"no such"))()
+    assert computed.beside(r, "answer", [1], lambda: dict(a=np.ones(1)), "00")["a"] == 1 and not (tmp_path/"no such").exists()
+    (tmp_path/"done.json").write_text("{}"); (tmp_path/"computed").write_text("a file where the folder would be")
+    assert computed.beside(type("R", (), dict(folder=tmp_path))(), "answer", [1], lambda: dict(a=np.ones(1)), "00")["a"] == 1

@@ -2,7 +2,7 @@
 import dataclasses
 import importlib
 import inspect
-import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +24,7 @@ def cleaned(path: Path):
     "A notebook without its hidden cells and nbdev's directives"
     import nbformat
     nb = nbformat.read(path, 4)
+    nb.metadata.language_info = dict(name="python")
     hidden = lambda c: c.cell_type == "raw" or re.search(r"(?m)^#\| *(hide|default_exp)\s*", c.source)
     nb.cells = [c for c in nb.cells if not hidden(c)]
     for c in nb.cells:
@@ -37,7 +38,6 @@ def page_of(path: Path, out: Path):
     "A notebook as a Markdown page with its pictures beside it"
     text, more = MarkdownExporter().from_notebook_node(cleaned(path), dict(output_files_dir=f"{path.stem}_files"))
     text = re.sub(r"<style scoped>.*?</style>\n?", "", text, flags=re.S)
-    text = re.sub(r"(?m)^(```)(ipython3?|python3)$", r"\1python", text)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(text, encoding="utf-8")
     for name, data in more["outputs"].items():
@@ -84,10 +84,10 @@ def api_page(notebook: Path, module: str, out: Path) -> bool:
 def claims_page(out: Path):
     "Every claim of the papers: where it is tested, what kept reports say"
     from symbiosis_nb.claims import coverage, kept_ledger, tested_in
-    from symbiosis_nb.report import markdown
     found = coverage(kept_ledger(ROOT/"reports"), tested_in(ROOT/"nbs")).astype(str)
-    flat = found.map(lambda v: v.replace("|", "\\|")).rename(columns=lambda c: c.replace("_", " "))
-    out.write_text(f"# The papers' claims\n\n{len(found)} claims by id; how each is judged: [claims](../nbs/52_claims.ipynb), [stats](../nbs/22_stats.ipynb).\n\n{markdown(flat)}\n", encoding="utf-8")
+    line = lambda cells: f"| {' | '.join(str(c).replace('|', chr(92) + '|') for c in cells)} |"
+    rows = [line(["id", *(c.replace("_", " ") for c in found)]), line(["---"]*(found.shape[1] + 1)), *(line([i, *row]) for i, row in zip(found.index, found.values))]
+    out.write_text(f"# The papers' claims\n\n{len(found)} claims by id; how each is judged: [claims](../nbs/52_claims.ipynb), [stats](../nbs/22_stats.ipynb).\n\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
 def module_of(path: Path) -> str:
@@ -101,8 +101,11 @@ def links(text: str, page: Path, source: Path) -> str:
     url = re.search(r"(?m)^git_url = (.*)", (ROOT/"settings.ini").read_text())[1]
     ini = dict(re.findall(r"(?m)^(\w+) = (.*)", (ROOT/"settings.ini").read_text()))
     for k in ("user", "repo"): url = url.replace(f"%({k})s", ini[k])
+    module = module_of(ROOT/"nbs"/f"{page.stem}.ipynb") if page.parent.name == "nbs" else ""
+    own = next((p for p in [source/"api"/f"{module}.md"] if module and p.is_file()), None)
     def to(m):
         link, _, anchor = m[1].partition("#")
+        if not link and own and re.search(rf"(?mi)^### {re.escape(anchor)}$", own.read_text(encoding="utf-8")): link, anchor = f"../api/{own.name}", anchor.lower()   # a symbol of the notebook
         if re.match(r"[a-z]+:", link) or not link: return m[0]
         here = (page.parent/link).resolve()
         if here.suffix == ".ipynb": here = here.with_suffix(".md")
@@ -116,6 +119,8 @@ def build(site: Path):
     source = ROOT/"_proc"/"site"
     shutil.rmtree(source.parent, ignore_errors=True); source.mkdir(parents=True)
     write_readme(source); (source/"README.md").rename(source/"index.md")
+    front = (source/"index.md").read_text(encoding="utf-8")
+    (source/"index.md").write_text(re.sub(r"(?m)^\[!\[.*\n", "", front), encoding="utf-8")   # badges are pictures from elsewhere
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "data/README.md", "reports/README.md"):
         (source/name).parent.mkdir(exist_ok=True, parents=True); shutil.copy(ROOT/name, source/name)
     (source/"how_to").mkdir(); shutil.copy(ROOT/"docs"/"extra.css", source/"extra.css")
@@ -137,7 +142,7 @@ def build(site: Path):
            {"About": [{"Changes": "CHANGELOG.md"}, {"Contributing": "CONTRIBUTING.md"}, {"Data sets": "data/README.md"}]}]
     config = yaml.safe_load((ROOT/"docs"/"mkdocs.yml").read_text()) | dict(docs_dir=str(source), site_dir=str(site.absolute()), nav=nav)
     (source.parent/"mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-    subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(source.parent/"mkdocs.yml")], check=True)
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(source.parent/"mkdocs.yml")], check=True, env=os.environ | dict(NO_MKDOCS_2_WARNING="1"))
     print(f"the site: {site.absolute()/'index.html'}")
 
 

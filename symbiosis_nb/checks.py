@@ -69,7 +69,7 @@ def check_data(
     unseen = [n for n, k in zip(table.names, table.known[table.split == "train"].any(0)) if not k]
     if unseen: warnings.warn(f"{table.name}: no training label of {', '.join(unseen[:5])} is known: its scores are those of a guess")
     if method.groups and not table.vocab.groups:
-        how = "AttributeVocab(name, names, groups=dict(eyes=(...), ...))"
+        how = "pass groups=dict(eyes=(...), ...) to table_from_csv, or to AttributeVocab"
         raise DataError(f"{method.name} needs groups of attributes, and {table.vocab.name} has none: {how}")
 
 def _check_parts(table):

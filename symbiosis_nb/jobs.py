@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job', 'weights_for',
-           'paper_recipe']
+           'paper_recipe', 'check_beside']
 
 # %% ../nbs/31f_jobs.ipynb #952a75a4
 from dataclasses import dataclass, field, replace
@@ -20,10 +20,11 @@ from .data.columns import plain_size
 from .data.tables import AttributeTable
 from .kept import Run
 from .losses import balance_weights
-from .methods import METHODS, VARIANTS, Method, get_method
+from .methods import METHODS, OURS, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import Need
 from .recipes import Profile, make_profile
+from .vocab import BERKELEY, CELEBA, HELEN, WIDER
 
 # %% ../nbs/31f_jobs.ipynb #f7014aa1
 @dataclass(frozen=True)
@@ -90,7 +91,14 @@ def config(self: Job) -> dict:
     asked = dict(profile=self.settings(), seed=self.seed, options=self.options, parsing=_parsing(self), on_bad=self.on_bad,
                  view=m.need.view(self), learned_from=self.learned_from())
     start = {} if self.start is None else dict(start=Path(self.start).name)
-    return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start)
+    return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start, **_of_ones_own(self))
+
+def _of_ones_own(job):
+    "What a reader cannot look up: all of a vocabulary that is not ours, and the module that registers a method that is not"
+    vocab, m = job.table.vocab, job.method
+    beside = {} if vocab.names in (CELEBA.names, WIDER.names, BERKELEY.names) else vocab.beside()
+    module = {} if m.name in OURS or m.build is None else dict(module=getattr(m.build, "func", m.build).__module__)
+    return {**(dict(beside=beside) if beside else {}), **module}
 
 @patch(as_prop=True)
 def folder(self: Job) -> Path:
@@ -209,3 +217,23 @@ def paper_recipe(
                 optimizer=r.optimizer, rate=r.lr, schedule=function_name(r.schedule), momentum=r.mom, decay=r.wd,
                 group_rates=r.group_lrs or "",
                 needs=m.needs or "", chain=" > ".join(m.chain), options=m.options or "", note=m.note)
+
+# %% ../nbs/31f_jobs.ipynb #40bfd670
+def check_beside(
+    table: AttributeTable,
+    method: Method,
+    parsing=None,      # a `ParsingTable`, or None
+) -> None:
+    "Raises `DataError` for a method that takes what there is none of: landmarks, a parsing set, or one with Helen's regions"
+    for m in [get_method(p) for p in method.parts] or [method]:
+        if m.needs == "boxes" and table.landmarks is None:
+            raise DataError(f"{m.name} needs landmarks, and {table.name} has none: put CelebA's list of landmarks beside the attributes, name ten columns of "
+                            "your own (table_from_csv(..., landmarks=...)), or leave it out")
+        if m.need.parses and parsing is None:
+            raise DataError(f"method {m.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...), your own (parsing_from_folders) or, without "
+                            "data, the synthetic one (make_parsing)")
+        if m.needs == "abstraction" and not _has_helens_regions(parsing.regions):
+            raise DataError(f"{m.name} draws from Helen's eleven regions, and {parsing.name} has others ({', '.join(parsing.regions.names[:4])}, ...): "
+                            "pass Helen, LaPa or CelebAMask-HQ, or your own with regions=HELEN")
+
+def _has_helens_regions(regions): return regions.names == HELEN.names or HELEN.name in regions.merges

@@ -114,7 +114,7 @@ class Run(Kept):
         names = tuple(self.config["attributes"])
         ours = next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), None)
         groups = {k: tuple(v) for k, v in self.config.get("groups", {}).items()}
-        return ours or AttributeVocab(self.config["vocab"], names, groups)
+        return ours or AttributeVocab(self.config["vocab"], names, groups, **self.config.get("beside", {}))
 
     @property
     def identity(self):

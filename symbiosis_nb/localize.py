@@ -21,7 +21,7 @@ from .data.pixels import WHOLE, box_view, pixel_store
 from .data.sources import synthetic_root
 from .data.synthetic import clean_labels, read_faces
 from .data.tables import AttributeTable
-from .methods import get_method
+from .methods import method_of
 from .kept import Run
 from .predictor import load_model
 
@@ -117,7 +117,7 @@ def looks(
 
 def can_look(r: Run) -> bool:
     "Whether a run's model looks at the picture, the whole picture, alone"
-    m = get_method(r.config["method"])
+    m = method_of(r.config)
     return m.need.alone and not (m.parts or m.chain)
 
 # %% ../nbs/40_localize.ipynb #d8845e1e

@@ -6,13 +6,15 @@
 __all__ = ['FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'SSP_START', 'SSP_AREA',
            'INCEPTION', 'BLAN_RECIPE', 'BLAN_LFWA', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ',
            'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'G2S_LFWA', 'ONE_LFWA', 'CHAINS',
-           'VGG_FACE', 'BEST', 'Build', 'Method', 'family', 'register', 'get_method']
+           'VGG_FACE', 'BEST', 'Build', 'Method', 'family', 'register', 'get_method', 'method_of']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Callable
 
+from .core import DataError
 from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath
@@ -236,3 +238,16 @@ register(_g2s("common"), _g2s("own"), _g2s("joint", "own"), _g2s("common", "own"
 
 # %% ../nbs/30_methods.ipynb #b7634611
 OURS.update(METHODS, VARIANTS)
+
+# %% ../nbs/30_methods.ipynb #15454064
+def method_of(
+    config: dict,    # of a run: `method` and, for one of one's own, `module`
+) -> Method:
+    "The method that trained a run; its module is imported where nobody has registered it yet. Raises `DataError` saying what to do"
+    name, module = config["method"], config.get("module", "")
+    if name in METHODS or name in VARIANTS: return get_method(name)
+    where = "run the cell that registers it first, or keep it in a module of your own" if module in ("", "__main__") else f"the module {module} registers it"
+    try: import_module(module) if module not in ("", "__main__") else None
+    except ImportError as e: raise DataError(f"method {name!r}: {where}, which cannot be imported ({e}): start where {module} can be found") from None
+    if name not in METHODS and name not in VARIANTS: raise DataError(f"method {name!r} is not registered here: {where}")
+    return get_method(name)

@@ -51,7 +51,9 @@ class AttributeVocab:
         groups = {g: (members,) if isinstance(members, str) else tuple(members) for g, members in self.groups.items()}
         problems += _group_faults(names, groups)
         if problems: raise DataError(f"{self.name}: the names cannot be used", problems)
-        object.__setattr__(self, "names", names); object.__setattr__(self, "groups", groups)
+        clashes = tuple(tuple(map(tuple, pair)) for pair in self.contradictions)
+        plain = dict(names=names, groups=groups, subjective=tuple(self.subjective), contradictions=clashes)
+        for k, v in plain.items(): object.__setattr__(self, k, v)
 
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)
@@ -65,6 +67,11 @@ class AttributeVocab:
     def group_indices(self) -> list[list[int]]:
         "The groups as lists of attribute positions, for models that branch by group (pse, 2)"
         return [self.index(*members) for members in self.groups.values()]
+
+    def beside(self) -> dict:
+        "What is known beside names and groups, as JSON takes it and the constructor takes it back; nothing where nothing is"
+        known = dict(prevalence=self.prevalence, subjective=list(self.subjective), contradictions=[[list(a), list(b)] for a, b in self.contradictions])
+        return {k: v for k, v in known.items() if v}
 
 # %% ../nbs/01_vocab.ipynb #45ed5911
 _RATES = """11.11 26.70 51.25 20.46 2.24 15.16 24.08 23.45 23.93 14.80 5.09 20.52 14.22 5.76 4.67 6.51 6.28 4.19 38.69 45.50

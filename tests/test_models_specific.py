@@ -233,7 +233,7 @@ def test_predictor_reads_every_crop_once(data, monkeypatch):
     test = [p for p, s in zip(table.paths, table.split) if s == "test"][:3]
     ask, cuts = Predictor.load(r.folder), []
     monkeypatch.setattr(crops, "crop_square", (lambda f: lambda *a: cuts.append(1) or f(*a))(crops.crop_square))
-    asked = ask(test).values.T
+    asked = ask(test, aligned=True).values.T
     np.testing.assert_allclose(asked, 1/(1 + np.exp(-r.predictions()[0][:3])), atol=1e-4)
     assert len(cuts) == 3*3   # three pictures, crops a, c and g
     with pytest.raises(ValueError, match="ONNX cannot cut"): ask.to_onnx("x.onnx")
@@ -259,7 +259,7 @@ def test_faces_of_a_photograph(name, data, monkeypatch):
     rows = ask.faces(scene)
     assert list(rows.columns[:5]) == ["x", "y", "width", "height", "score"] and len(rows) == 2
     np.testing.assert_allclose(rows[["x", "y", "width", "height"]].values, found.boxes)
-    np.testing.assert_allclose(rows[list(table.names)].values, ask(table.paths[:2]).values.T, atol=.03)   # aligned again: the same picture up to resampling
+    np.testing.assert_allclose(rows[list(table.names)].values, ask(table.paths[:2], aligned=True).values.T, atol=.03)   # aligned again: the same picture up to resampling
     with pytest.raises(DataError, match="no face found"): ask.faces(Image.new("RGB", (100, 100)))
 
 

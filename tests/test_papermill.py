@@ -94,3 +94,29 @@ def test_every_reproduction_in_smoke(name, tmp_path, cache):
     done = papermill(ROOT/"nbs"/f"{name}.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-3000:]
     assert any((tmp_path/"results"/"runs").glob("*/done.json"))
+
+
+def test_own_data_in_smoke(tmp_path, cache):
+    "The example, and one's own file with a fault: from a folder to a report and a predictor"
+    notebook = ROOT/"nbs"/"own_data.ipynb"
+    done = papermill(notebook, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "methods", "avg_pool ssp dmtl", "-p", "groups", "eyes=glasses rest=hat,smiling,fair_hair,moustache,lipstick",
+                     "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path/"results"/"own_data.html").read_text()
+    assert "my faces, synthetic" in page and "moustache" in page and len(list((tmp_path/"results"/"runs").glob("*/done.json"))) == 4
+    csv = next((cache/"synthetic").glob("own-*/faces.csv"))
+    (csv.parent/"wrong.csv").write_text(csv.read_text().replace("yes", "maybe", 1))
+    done = papermill(notebook, tmp_path/"wrong.ipynb", "-p", "profile", "smoke", "-p", "csv", csv.parent/"wrong.csv", "-p", "out", tmp_path/"more", cwd=tmp_path, cache=cache)
+    assert done.returncode != 0 and "'maybe', expected 0 or 1, -1 or 1" in done.stderr and not (tmp_path/"more").exists()
+
+
+def test_own_data_of_ones_own(tmp_path, cache):
+    "Another tool's file under a name of one's own, with drawn regions: said, and not refused"
+    import pandas as pd
+    from PIL import Image
+    (tmp_path/"shots").mkdir()
+    for i in range(60): Image.new("RGB", (40, 50), (4*i, 90, 200 - 3*i)).save(tmp_path/"shots"/f"{i:03d}.webp")
+    pd.DataFrame(dict(id=[f"{i:03d}" for i in range(60)], bright=[i > 30 for i in range(60)], odd=[i % 2 for i in range(60)])).to_csv(tmp_path/"shots.csv", index=False)
+    done = papermill(ROOT/"nbs"/"own_data.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "csv", tmp_path/"shots.csv", "-p", "images", tmp_path/"shots", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "learns its regions from drawings" in (tmp_path/"out.ipynb").read_text() and "shots" in (tmp_path/"results"/"own_data.html").read_text()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'INPUTS', 'MIRROR', 'PATCHES', 'WIDE', 'ANSWERS', 'Field', 'normalize', 'denormalize', 'Augment',
-           'normalize_jittered', 'middle', 'transform', 'Ahead', 'GatherDL', 'attribute_targets', 'attribute_loader',
-           'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls', 'show_attributes']
+           'normalize_jittered', 'middle', 'transform', 'Ahead', 'Shows', 'GatherDL', 'attribute_targets',
+           'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls', 'show_attributes']
 
 # %% ../../nbs/07_data.loaders.ipynb #d4fec97e
 import math
@@ -25,6 +25,7 @@ from fastcore.basics import merge
 
 from ..core import DataError
 from .columns import plain
+from .pictures import Opener
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
@@ -166,6 +167,13 @@ class Ahead:
         return self.work()
 
 # %% ../../nbs/07_data.loaders.ipynb #0a0c55b4
+@dataclass(frozen=True)
+class Shows:
+    "What a loader's pictures are, as a predictor that is made of a learner must know"
+    name: str = ""          # of the table
+    frame: str = "whole"    # "aligned", "whole" or "box"
+    opener: Opener = Opener()   # the rule by which they are opened
+
 class GatherDL(DataLoader):
     "A fastai `DataLoader` whose batch is one gather per field; inputs come first, then targets"
     def __init__(self,
@@ -183,6 +191,7 @@ class GatherDL(DataLoader):
         "A loader like this one, with the given changes"
         return super().new(dataset, cls, **merge(dict(fields=self.fields, augment=self.augment, vocab=self.vocab), kwargs))
 
+    shows = Shows()   # set by `attribute_loader`
     share = None  # (rank, processes) while several processes train: each takes its share of every large batch
 
     def get_idxs(self):
@@ -254,7 +263,9 @@ def attribute_loader(
     fields = [*inputs, Field("target", attribute_targets(table))]
     _check_rows(table, fields)
     how = dict(bs=min(bs, len(rows)), shuffle=train, drop_last=train, **_in_process(kwargs))
-    return GatherDL(rows.tolist(), fields, augment, table.vocab, **how)
+    dl = GatherDL(rows.tolist(), fields, augment, table.vocab, **how)
+    dl.shows = Shows(table.name, table.frame, table.opener)
+    return dl
 
 def attribute_dls(
     table: AttributeTable,
@@ -341,7 +352,7 @@ def mixed_dls(
         a = attribute_loader(table, [image], a_split, bs, augment if train else None, train, ok=ok, **kwargs)
         how = dict(bs=a.bs, shuffle=train, drop_last=train, **_in_process(kwargs))
         dl = MixedDL(a.dataset, a.fields, p, augment=a.augment, vocab=table.vocab, **how)
-        dl.n_inp = 1
+        dl.n_inp, dl.shows = 1, a.shows
         return dl
     return DataLoaders(one("train", True), one("valid", False))
 

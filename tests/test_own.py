@@ -1,0 +1,232 @@
+"One's own CSV files, folders, parquet shards and masks: whatever wrote them, the table is what was meant, or every fault is named; hypothesis tries 40 to 200 examples of each kind."
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from PIL import Image
+
+from symbiosis_nb.core import DataError
+from symbiosis_nb.data.own import (drawn_parts, parsing_from_folders, table_from_csv, table_from_folders, table_from_parquet, together)
+from symbiosis_nb.data.sheets import answers, read_sheet, words_of
+from symbiosis_nb.data.tables import AttributeTable
+
+os.environ["SYMBIOSIS_QUIET"] = "1"
+N = 24
+RELAXED = dict(deadline=None, suppress_health_check=list(HealthCheck))
+WRITTEN = [("1", "0"), ("1", "-1"), ("True", "False"), ("yes", "no"), ("1.0", "0.0"), ("TRUE", "No")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("own")
+    for i in range(N):
+        file = root/"pictures"/f"{'ab'[i % 2]}"/f"IMG_{i:03d}.JPG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (i, 0, 0)).save(file, "JPEG")
+    return root
+
+
+def named(i, how):
+    "Picture i as a table may name it"
+    whole = f"{'ab'[i % 2]}/IMG_{i:03d}.JPG"
+    return dict(relative=whole, windows=whole.replace("/", "\\"), bare=f"IMG_{i:03d}.JPG", stem=f"IMG_{i:03d}", elsewhere=f"/home/me/pictures/{whole}", lower=whole.lower())[how]
+
+
+labels = st.lists(st.sampled_from([1, 0, None]), min_size=N, max_size=N)
+
+
+@settings(max_examples=60, **RELAXED)
+@given(columns=st.lists(st.tuples(labels, st.sampled_from(WRITTEN)), min_size=1, max_size=4), how=st.sampled_from(["relative", "windows", "bare", "stem", "elsewhere", "lower"]),
+       mark=st.sampled_from(",;\t"), index=st.booleans(), where=st.integers(0, 4))
+def test_what_was_written_is_read(place, columns, how, mark, index, where):
+    "Any spelling of labels, any way to name pictures, any separator, the path column anywhere"
+    frame = pd.DataFrame({f"attribute {k}": [dict(zip((1, 0, None), (*words, "")))[v] for v in values] for k, (values, words) in enumerate(columns)}, dtype=str)
+    assume(all(any(v is not None for v in values) for values, _ in columns))
+    frame.insert(min(where, len(frame.columns)), "shot", [named(i, how) for i in range(N)])
+    frame.insert(0, "remark", [f"note {i}, quoted" for i in range(N)])
+    frame.to_csv(place/"own.csv", sep=mark, index=index)
+    table = table_from_csv(place/"own.csv", place/"pictures")
+    assert table.names == tuple(f"attribute {k}" for k in range(len(columns))) and table.name == "own"
+    assert [p.name for p in table.paths] == [f"IMG_{i:03d}.JPG" for i in range(N)]
+    for k, (values, _) in enumerate(columns):
+        assert table.known[:, k].tolist() == [v is not None for v in values]
+        assert table.labels[:, k].tolist() == [v or 0 for v in values]
+    assert "columns that are not read: remark" in table.notes and any("parts are drawn by picture" in n for n in table.notes)
+
+
+@settings(max_examples=60, **RELAXED)
+@given(wrong=st.dictionaries(st.integers(0, N - 1), st.sampled_from(["label", "picture", "part", "width", "twice"]), min_size=1, max_size=9))
+def test_every_fault_is_named_with_its_line_and_column(place, wrong):
+    frame = pd.DataFrame(dict(shot=[named(i, "bare") for i in range(N)], hat=["1", "0"]*(N//2), split=["train", "valid", "test"]*(N//3)))
+    lines = [",".join(row) for row in frame.to_numpy()]
+    says = {}
+    for i, kind in wrong.items():
+        shot, hat, split = lines[i].split(",")
+        if kind == "label": hat, says[i] = "perhaps", f"line {i + 2}, hat: 'perhaps'"
+        if kind == "picture": shot, says[i] = "lost.jpg", f"line {i + 2}, shot: there is no picture 'lost.jpg'"
+        if kind == "part": split, says[i] = "third", f"line {i + 2}, split: 'third'"
+        if kind == "width": split, says[i] = f"{split},more", f"line {i + 2}: 4 cells, expected 3"
+        if kind == "twice" and (j := (i + 1) % N) not in wrong: shot, says[max(i, j)] = named(j, "bare"), f"line {max(i, j) + 2}, shot: {named(j, 'bare')} again"
+        lines[i] = f"{shot},{hat},{split}"
+    assume(says)
+    (place/"wrong.csv").write_text("shot,hat,split\n" + "\n".join(lines))
+    with pytest.raises(DataError) as e: table_from_csv(place/"wrong.csv", place/"pictures")
+    for what in says.values(): assert any(p.startswith(what) for p in e.value.problems), (what, e.value.problems)
+    assert len(e.value.problems) == len(says)
+
+
+@settings(max_examples=200, **RELAXED)
+@given(people=st.lists(st.sampled_from(["", *"abcdefgh"]), min_size=3, max_size=60), pictures=st.integers(2, 40), seed=st.integers(0, 99), shares=st.tuples(st.floats(0, .4), st.floats(0, .4)))
+def test_drawn_parts_tear_nothing_apart(people, pictures, seed, shares):
+    paths = [f"{hash((seed, i)) % pictures}.jpg" for i in range(len(people))]
+    groups = together(paths, people)
+    assume(len(set(groups)) >= 3)
+    parts = drawn_parts(groups, *shares, seed)
+    assert set(parts) == {"train", "valid", "test"} and (parts == drawn_parts(groups, *shares, seed)).all()
+    for key in {*filter(None, people)}: assert len({parts[i] for i, p in enumerate(people) if p == key}) == 1
+    for key in {*paths}: assert len({parts[i] for i, p in enumerate(paths) if p == key}) == 1
+
+
+SCRAPS = ["", " ", "\n", "\r\n", ",", ";", "\t", '"', "1", "0", "-1", "yes", "IMG_001.JPG", "a/IMG_000.JPG", "hat", "split", "train", "\0", "é", "nan", "1e999", "[", "../", "~", "x"*300]
+
+@settings(max_examples=200, **RELAXED)
+@given(st.one_of(st.binary(max_size=80), st.lists(st.sampled_from(SCRAPS), max_size=40).map(lambda p: "".join(p).encode())))
+def test_any_bytes_give_a_table_or_a_data_error(place, data):
+    (place/"any.csv").write_bytes(data)
+    try: table = table_from_csv(place/"any.csv", place/"pictures")
+    except DataError: return
+    assert isinstance(table, AttributeTable) and len(table)
+
+
+@settings(max_examples=100, **RELAXED)
+@given(st.text(max_size=20))
+def test_a_cell_is_a_label_or_none(text):
+    (a,), w = answers([text]), words_of(text)
+    assert a is None or a in (0, 1, -1) or a != a
+    assert w is None or all(x and x == x.strip() for x in w)
+
+
+@settings(max_examples=40, **RELAXED)
+@given(st.lists(st.lists(st.sampled_from(["glasses", "wavy hair", "hat"]), unique=True), min_size=N, max_size=N), st.sampled_from(["; ", "|", "list"]))
+def test_a_list_of_words(place, words, mark):
+    "Joined words, or the lists that pandas writes as Python spells them"
+    assume(any(words))
+    frame = pd.DataFrame(dict(photo=[named(i, "bare") for i in range(N)], tags=words if mark == "list" else [mark.join(w) or "none" for w in words]))
+    frame.to_csv(place/"words.csv", index=False, sep="\t")
+    table = table_from_csv(place/"words.csv", place/"pictures")
+    assert table.names == tuple(sorted({w for ws in words for w in ws})) and table.known.all()
+    assert [{table.names[j] for j in np.flatnonzero(row)} for row in table.labels] == [set(w) for w in words]
+
+
+def test_ambiguous_names_are_not_guessed(tmp_path):
+    for folder in "ab":
+        (tmp_path/folder).mkdir(); Image.new("RGB", (8, 8)).save(tmp_path/folder/"1.png")
+    (tmp_path/"t.csv").write_text("file,hat\n1.png,1\n")
+    with pytest.raises(DataError, match="line 2, file: '1.png' may be .*a/1.png or .*b/1.png: write the folder too"): table_from_csv(tmp_path/"t.csv")
+
+
+def test_missing_pictures_may_be_left_out(place):
+    rows = [f"{named(i, 'relative')},{i % 2}" for i in range(N)]
+    (place/"skip.csv").write_text("file,hat\n" + "\n".join([*rows[:5], "lost.jpg,1", *rows[5:]]))
+    with pytest.raises(DataError, match="line 7, file: there is no picture 'lost.jpg'"): table_from_csv(place/"skip.csv", place/"pictures")
+    table = table_from_csv(place/"skip.csv", place/"pictures", on_missing="skip")
+    assert len(table) == N and any(n.startswith("1 of 25 rows have no picture") for n in table.notes)
+
+
+def test_boxes_and_people(place):
+    "Several rows of one picture are boxes of it; a person and a picture are never torn apart"
+    rows = [f"{named(i//2, 'bare')},{1 + i},{2},{4},{5},{i % 2},p{i//3}" for i in range(2*N)]
+    (place/"boxes.csv").write_text("file,left,top,w,h,hat,person\n" + "\n".join(rows))
+    with pytest.raises(DataError, match="again, already in line 2"): table_from_csv(place/"boxes.csv", place/"pictures", attributes=["hat"])
+    table = table_from_csv(place/"boxes.csv", place/"pictures", attributes=["hat"], box="left top w h")
+    assert table.frame == "box" and table.boxes[3].tolist() == [4, 2, 4, 5] and len(table) == 2*N
+    for key in (table.identity, np.array(list(map(str, table.paths)))):
+        assert all(len(set(table.split[key == k])) == 1 for k in set(key))
+    (place/"boxes.csv").write_text("file,left,top,w,h,hat\n" + "\n".join(r.rsplit(",", 1)[0] for r in [rows[0].replace(",4,5,", ",0,5,"), rows[2].replace(",2,", ",wide,")]))
+    with pytest.raises(DataError, match="(?s)line 2, w: the box has no width.*line 3, top: 'wide' is no number"): table_from_csv(place/"boxes.csv", place/"pictures", attributes="hat", box="left top w h")
+
+
+def test_columns_that_are_not_there_are_named(place):
+    (place/"c.csv").write_text("file,hat\nIMG_001.JPG,1\n")
+    for kwargs, what in ((dict(attributes="cap"), "no column 'cap'; it has 'file', 'hat'"), (dict(split="fold"), "no column 'fold'"), (dict(identity="who"), "no column 'who'"), (dict(box="a b c d"), "no column 'a'")):
+        with pytest.raises(DataError, match=what): table_from_csv(place/"c.csv", place/"pictures", **kwargs)
+    with pytest.raises(DataError, match="is a folder: give the CSV file in it"): table_from_csv(place)
+    with pytest.raises(DataError, match="no such folder of pictures"): table_from_csv(place/"c.csv", place/"nowhere")
+
+
+def jpeg(v):
+    b = io.BytesIO(); Image.new("RGB", (12, 10), (v, v, v)).save(b, "JPEG"); return b.getvalue()
+
+
+def hub(rows, names=None):
+    "A table as the hub's library writes it, with the names of classes in the schema"
+    features = {k: dict(names=v, _type="ClassLabel") for k, v in (names or {}).items()}
+    return pa.table(rows).replace_schema_metadata({"huggingface": json.dumps(dict(info=dict(features=features)))})
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch): monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+
+
+def test_shards_of_the_hub(tmp_path, cache):
+    rows = lambda k: dict(image=[dict(bytes=jpeg(9*k + i), path=None) for i in range(6)], smiling=[True, None, False]*2, hair=[0, 1, 2]*2, age=[30 + i for i in range(6)])
+    for k, (part, shard) in enumerate((("train", 0), ("train", 1), ("validation", 0), ("test", 0))):
+        (tmp_path/"hub"/"data").mkdir(parents=True, exist_ok=True)
+        pq.write_table(hub(rows(k), dict(hair=["dark", "fair", "red"])), tmp_path/"hub"/"data"/f"{part}-{shard:05d}-of-00002.parquet")
+    table = table_from_parquet(tmp_path/"hub", attributes=["smiling", "hair"])
+    assert table.names == ("smiling", "dark", "fair", "red") and table.counts() == dict(train=12, valid=6, test=6)
+    assert table.labels[:3].tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] and table.known[:3, 0].tolist() == [True, False, True]
+    assert [np.asarray(table.open(i))[0, 0, 0] for i in (0, 5)] == [27, 32]   # test comes first by name
+    assert table_from_parquet(tmp_path/"hub", attributes="smiling").digest == table_from_parquet(tmp_path/"hub", attributes="smiling").digest
+
+
+def test_what_save_to_disk_wrote(tmp_path, cache):
+    for part in ("train", "test"):
+        (tmp_path/"disk"/part).mkdir(parents=True)
+        table = hub(dict(picture=[dict(bytes=jpeg(i), path=f"{i}.jpg") for i in range(5)], worn=[["hat"], [], ["hat", "scarf"], None, ["scarf"]]))
+        with pa.OSFile(str(tmp_path/"disk"/part/"data-00000-of-00001.arrow"), "wb") as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table)
+    table = table_from_parquet(tmp_path/"disk", attributes="worn", valid_share=.2)
+    assert table.names == ("hat", "scarf") and table.counts() == dict(train=4, valid=1, test=5) and table.known[3].tolist() == [False, False]
+
+
+def test_a_plain_parquet_file_beside_a_folder(place, tmp_path, cache):
+    pd.DataFrame(dict(file=[named(i, "relative") for i in range(N)], hat=np.arange(N) % 2 == 0)).to_parquet(tmp_path/"t.parquet")
+    assert table_from_parquet(tmp_path/"t.parquet", place/"pictures").labels[:, 0].tolist() == [1, 0]*(N//2)
+
+
+def test_damaged_shards(tmp_path, cache):
+    (tmp_path/"a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="is damaged"): table_from_parquet(tmp_path/"a.parquet")
+    pq.write_table(hub(dict(image=[dict(bytes=b, path=None) for b in (jpeg(1), None, b"GARBAGE")], hat=[1, 0, 1])), tmp_path/"b.parquet")
+    with pytest.raises(DataError) as e: table_from_parquet(tmp_path/"b.parquet")
+    assert [p.split(", ", 1)[1] for p in e.value.problems] == ["image: no picture is embedded", "image: is no picture in a known format"]
+
+
+def test_folders_of_classes(tmp_path):
+    for part in ("train", "val", "test"):
+        for kind in ("hat", "bare"):
+            for k in range(3):
+                file = tmp_path/"set"/part/kind/f"{k}.webp"; file.parent.mkdir(parents=True, exist_ok=True); Image.new("RGB", (8, 8)).save(file)
+    table = table_from_folders(tmp_path/"set")
+    assert table.names == ("bare", "hat") and table.counts() == dict(train=6, valid=6, test=6) and (table.labels.sum(1) == 1).all()
+    with pytest.raises(DataError, match="nothing is called 'cap'; there is 'bare', 'hat'"): table_from_folders(tmp_path/"set", attributes=["cap"])
+
+
+def test_masks_that_do_not_belong(tmp_path):
+    for k in range(5):
+        for kind in ("images", "masks"): (tmp_path/kind).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path/"images"/f"{k}.jpg"); Image.new("L", (8, 8), k).save(tmp_path/"masks"/f"{k}_seg.png")
+    table = parsing_from_folders(tmp_path/"images", tmp_path/"masks", ["background", "face", "hair", "hat"], name="mine")
+    assert table.label(3).max() == 3 and table.regions.name == "mine's regions" and sum(table.counts().values()) == 5
+    with pytest.raises(DataError, match="4_seg.png holds label 4; known are 0 to 3"): table.label(4)
+    (tmp_path/"masks"/"0_seg.png").unlink(); Image.new("L", (9, 9)).save(tmp_path/"masks"/"extra.png")
+    with pytest.raises(DataError) as e: parsing_from_folders(tmp_path/"images", tmp_path/"masks", "a b c d e")
+    assert e.value.problems == ["0: no mask", "extra: no picture"]
+    with pytest.raises(DataError, match="give each its own name"): parsing_from_folders(tmp_path/"images", tmp_path/"masks", "a a")

@@ -6,10 +6,10 @@
 __all__ = ['words', 'Html', 'table_html', 'interval_bar', 'bars_column', 'figure_html', 'best_table', 'scores_html',
            'differences_html', 'claims_html', 'printed_html', 'main_blocks', 'heat_html', 'told_apart',
            'attribute_blocks', 'localisation_blocks', 'by_score', 'curves_html', 'reliability_html', 'training_blocks',
-           'protocol_blocks', 'is_kept', 'may_show', 'picture_blocks', 'write_html']
+           'protocol_blocks', 'is_kept', 'may_show', 'picture_blocks', 'write_html', 'report_link']
 
 # %% ../nbs/50a_page.ipynb #10e2dbb6
-import base64, html, io, re
+import base64, html, io, os, re
 from importlib.resources import files
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def _bodies(frame, lines, groups) -> str:
     title = lambda g: f'<tr class="group"><th scope="rowgroup" colspan="{frame.shape[1] + 1}"><span>{escape(words(g))}</span></th></tr>'
     return "".join(f"<tbody>{title(g)}{''.join(lines[place[m]] for m in members if m in place)}</tbody>" for g, members in groups.items())
 
-# %% ../nbs/50a_page.ipynb #a195457e
+# %% ../nbs/50a_page.ipynb #e7133966
 def interval_bar(
     value: float, low: float, high: float,  # in percent or points
     left: float, right: float,              # the ends of the scale, the same for a whole column
@@ -114,7 +114,7 @@ def _hex(colour) -> str: return "#" + "".join(f"{round(255*c):02x}" for c in col
 def _small(value, said): return Html(f"{escape(value)} <small>{escape(said)}</small>") if said else value
 def _standing(said: str) -> Html: return Html(f'<span class="says {said.split(":")[0].split()[0]}">{escape(said)}</span>')
 
-# %% ../nbs/50a_page.ipynb #1d007db6
+# %% ../nbs/50a_page.ipynb #602f4ae0
 _SVG = {"svg.fonttype": "none", "svg.hashsalt": "symbiosis", "font.family": "sans-serif"}
 
 def _svg(fig, alt: str) -> str:
@@ -141,7 +141,7 @@ def figure_html(
     plt.close(fig)
     return f'<figure><div class="wrap" tabindex="0">{picture}</div>' + (f"<figcaption>{said}</figcaption></figure>" if said else "</figure>")
 
-# %% ../nbs/50a_page.ipynb #6167f6fa
+# %% ../nbs/50a_page.ipynb #6b2846dc
 def best_table(
     card: Card,
     n: int = 8,    # so many of the best; the baseline always
@@ -427,3 +427,19 @@ def write_html(
         sections=[_section(b) for b in blocks], limits=card.limits(), made=made, style=Markup(_part("page.css")), script=Markup(_part("page.js")))
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return as_path(path)
+
+# %% ../nbs/50a_page.ipynb #92676300
+def report_link(
+    path: str | Path,   # of a page
+    here: str | Path = ".",   # folder of the notebook that shows the link
+):                      # what a notebook shows: a link, or why there is none
+    "A link that opens a report from a notebook"
+    from IPython.display import HTML
+    path, here = as_path(path).absolute(), Path(here).absolute()
+    if not path.is_file(): return HTML(f"No report {html.escape(path.name)} was written.")
+    root = next((p for p in (here, *here.parents) if (p/".git").exists()), None)
+    if root is not None and not path.is_relative_to(root):
+        copy = root/"reports"/"local"/path.name
+        with atomic_write(copy) as tmp: tmp.write_bytes(path.read_bytes())
+        path = copy
+    return HTML(f'<a href="{html.escape(os.path.relpath(path, here))}">Open the report: {html.escape(path.name)}</a>')

@@ -8,7 +8,7 @@ OUT ?= reports/local
 NOTEBOOK ?= celeba
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce plan test test-slow lab export readme install clean
+.PHONY: reproduce plan test test-slow test-gpu lab export readme install clean
 
 # a plan is among the first things that a notebook prints; its line is brought to the top. SHELL: a failing papermill must fail make
 SHELL := /bin/bash
@@ -33,6 +33,9 @@ test: install  ## hygiene, notebooks, pytest
 
 test-slow: install  ## what takes longer than 20 seconds each; also the lowest releases, Python 3.10 and 3.13 (some gigabytes, 40 minutes)
 	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"
+
+test-gpu: install  ## what a GPU may do otherwise; writes reports/gpu.csv. SYMBIOSIS_TEST_DEVICE=cpu runs it without one
+	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q tests/gpu
 
 lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

@@ -22,7 +22,7 @@ from .kept import Run
 from .losses import balance_weights
 from .methods import METHODS, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
-from .needs.base import Need
+from .needs.base import NATIVE, Need, uses_native
 from .recipes import PROFILES, Profile, make_profile
 
 # %% ../nbs/31f_jobs.ipynb #f7014aa1
@@ -53,7 +53,8 @@ class Job:
         asked = dict(profile=self.settings(), seed=self.seed, options=self.options, parsing=self._parsing(), on_bad=self.on_bad,
                      view=m.need.view(self), learned_from=self.learned_from())
         start = {} if self.start is None else dict(start=Path(self.start).name)
-        return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start)
+        native = dict(native=list(NATIVE)) if uses_native(self) else {}   # sampled from pictures of this size
+        return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start, **native)
 
     def learned_from(self) -> list:
         "Names of everything a run learns from: the table, the parsing set, and what its start had learned from"

@@ -1,0 +1,119 @@
+"Everything that a GPU may do otherwise than a CPU: every method, every precision, resuming, compiling, memory, feeding"
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from symbiosis_nb.callbacks import Checkpoint
+from symbiosis_nb.core import default_device
+from symbiosis_nb.data.loaders import Field, attribute_dls
+from symbiosis_nb.data.sources import open_faces, open_parsing
+from symbiosis_nb.learner import attribute_learner
+from symbiosis_nb.methods import METHODS, get_method
+from symbiosis_nb.needs.base import made_up_table, noise
+from symbiosis_nb.plan import job_of, measure, pieces, rehearsal
+from symbiosis_nb.recipes import Recipe
+from symbiosis_nb.runs import Predictor, load_model, run
+
+
+@pytest.fixture(scope="module")
+def data(): return open_faces(profile="smoke"), open_parsing(profile="smoke")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory): return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_measures_and_looks(method, data, out, note):
+    table, parsing = data
+    r = run(method, table, "smoke", out=out, parsing=parsing, weights="scratch")
+    assert np.isfinite(r.arrays["test_selected"]).all()
+    note("training", r.done["cost"]["training_seconds"], "s"); note("peak memory", r.done["cost"]["peak_memory_mib"], "MiB")
+    if get_method(method).needs == "boxes": return
+    model = load_model(r.folder).to(default_device())
+    assert next(model.parameters()).device.type == default_device().type
+    says = Predictor.load(r.folder)(table.paths[0])
+    assert says.shape == (40, 1) and says.notna().all(axis=None)
+
+
+def step(model, dtype="float32", compiled=False, **how):
+    "Loss and weights after a few steps on noise"
+    torch.manual_seed(0)
+    table = made_up_table(open_faces(profile="smoke"), 8)
+    dls = attribute_dls(table, [Field("image", noise(8, 40, 32, 3))], 8, None, device=default_device())
+    learn = attribute_learner(dls, model.to(default_device()), precision=dtype, compiled=compiled, metrics=[], **how)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(Recipe(lr=1e-3, epochs=3, bs=8))
+    return float(learn.recorder.losses[-1]), learn
+
+
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 40))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_like_float32(dtype, on_gpu, note):
+    if dtype == "float16" and not on_gpu: pytest.skip("gradients are scaled for float16 on CUDA only")
+    whole, (half, learn) = step(small())[0], step(small(), dtype)
+    note("loss beside float32", half - whole, "")
+    assert abs(half - whole) < .02 and all(p.dtype == torch.float32 for p in learn.model.parameters())
+
+
+def test_a_compiled_step_is_the_plain_step(note):
+    plain, compiled = step(small())[0], step(small(), compiled=True)[0]
+    note("loss beside plain", compiled - plain, "")
+    assert abs(plain - compiled) < 1e-3
+
+
+def test_memory_order_changes_no_number():
+    first, last = step(small(), channels_last=False)[0], step(small())[0]
+    assert abs(first - last) < 1e-3
+
+
+def test_resumed_on_the_device_is_bit_exact(data, tmp_path, monkeypatch):
+    table, _ = data
+    how = dict(epochs=4, precision="float32")
+    whole = run("avg_pool", table, "smoke", out=tmp_path/"whole", **how)
+    after = Checkpoint.after_epoch
+    def stop(self):
+        after(self)
+        if self.epoch == 1: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, "after_epoch", stop)
+        with pytest.raises(KeyboardInterrupt): run("avg_pool", table, "smoke", out=tmp_path/"cut", **how)
+    gone_on = run("avg_pool", table, "smoke", out=tmp_path/"cut", **how)
+    assert gone_on.news == "resumed after epoch 1"
+    for key in ("test_selected", "test_last", "valid_last"): np.testing.assert_array_equal(whole.arrays[key], gone_on.arrays[key])
+
+
+def test_one_onnx_file_says_what_the_run_says(data, out, tmp_path):
+    pytest.importorskip("onnx"); pytest.importorskip("onnxruntime"); pytest.importorskip("onnxscript")
+    table, _ = data
+    here = Predictor.load(run("avg_pool", table, "smoke", out=out).folder)
+    there = Predictor.load(here.to_onnx(tmp_path/"model.onnx"))
+    np.testing.assert_allclose(here(table.paths[:4]), there(table.paths[:4]), atol=2e-3)
+
+
+PAPER = [m for m in METHODS if not METHODS[m].parts and not METHODS[m].chain]
+
+
+@pytest.mark.parametrize("method", PAPER)
+def test_a_step_of_the_papers_size(method, data, on_gpu, note):
+    "Peak memory of one step of the paper's batch, pictures a second, and what of it is waiting for data"
+    table, parsing = data
+    if not on_gpu and method not in ("avg_pool", "sa", "pse_b", "g2s_1"): pytest.skip("one method of each kind without a GPU")
+    job = job_of(method, table, "paper", parsing=parsing, weights="scratch")
+    piece, bs = pieces(job)[-1], job.profile.recipe.bs
+    if not on_gpu: bs = 2
+    gc.collect()
+    if on_gpu: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+    learn, steps = rehearsal(piece, bs, "bfloat16" if on_gpu else "float32", batches=6 if on_gpu else 2)
+    fed, held = steps.fed(), min(steps.steps[1:])
+    note("batch", bs, "pictures"); note("pictures a second", bs/held, "1/s"); note("share of a step spent on data", max(0., 1 - held/fed), "")
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated()
+        note("peak memory", peak/2**20, "MiB"); note("planned memory", measure(piece)["memory"]/2**20, "MiB")
+        assert peak < torch.cuda.get_device_properties(0).total_memory
+    assert held > 0 and np.isfinite(float(learn.recorder.losses[-1]))

@@ -136,6 +136,7 @@ class Iterations(Callback):
     def __init__(self, n: int): self.n = n
     def after_batch(self):
         if self.training and self.learn.train_iter >= self.n: raise CancelTrainException()
+    def after_cancel_train(self): self.recorder.cancel_train = False   # fastai leaves the loss of a broken pass out, and every later column one too far left
 
 class Patience(Callback):
     "End training when the validation score has not risen for so many epochs; a resumed run remembers how long it has waited"

@@ -22,7 +22,7 @@ from .kept import Run
 from .losses import balance_weights
 from .methods import METHODS, OURS, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
-from .needs.base import Need
+from .needs.base import NATIVE, Need, uses_native
 from .recipes import Profile, make_profile
 from .vocab import BERKELEY, CELEBA, HELEN, WIDER
 
@@ -91,7 +91,8 @@ def config(self: Job) -> dict:
     asked = dict(profile=self.settings(), seed=self.seed, options=self.options, parsing=_parsing(self), on_bad=self.on_bad,
                  view=m.need.view(self), learned_from=self.learned_from())
     start = {} if self.start is None else dict(start=Path(self.start).name)
-    return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start, **_of_ones_own(self))
+    native = dict(native=list(NATIVE)) if uses_native(self) else {}   # sampled from pictures of this size
+    return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start, **native, **_of_ones_own(self))
 
 def _of_ones_own(job):
     "What a reader cannot look up: all of a vocabulary that is not ours, and the module that registers a method that is not"

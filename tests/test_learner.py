@@ -104,3 +104,16 @@ def test_metrics_agree_with_torchmetrics():
     for ours, theirs in ((M.average_precision, MultilabelAveragePrecision), (M.auroc, MultilabelAUROC), (M.accuracy, MultilabelAccuracy)):
         assert np.allclose(ours(s, y), theirs(5, average=None)(p, t).numpy(), atol=1e-6), ours.__name__
     assert np.isclose(M.calibration(s, y)["ece"][0], BinaryCalibrationError(n_bins=15)(p[:, 0], t[:, 0]).item(), atol=1e-6)
+
+
+def test_a_last_pass_that_ends_early_keeps_its_columns(tmp_path):
+    "A training of so many steps: its last row has a loss like the others, and selection reads average precision in it, not the column beside"
+    from helpers import picture_table
+    from symbiosis_nb.runs import run
+    from symbiosis_nb import metrics
+    for steps in (3, 6, 8):   # less than a pass of four, one and a half, two whole ones
+        r = run("avg_pool", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", iterations=steps, limit=None, precision="float32")
+        assert r.log.notna().all(axis=None) and len(r.log) == -(-steps//4)
+        last = metrics.average_precision(*r.predictions("valid", "last"))
+        assert r.log.mAP.iloc[-1] == pytest.approx(np.nanmean(last), abs=1e-4)
+        assert r.log.mAP[r.done["selected_epoch"]] == r.log.mAP.max()

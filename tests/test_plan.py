@@ -1,9 +1,13 @@
 "What is said before hours of training: which networks, how long, what fits; and many runs as jobs of their own that may die"
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,3 +133,21 @@ def test_a_fault_of_ones_own_is_not_tried_again(tmp_path):
     with pytest.raises(Exception, match="1 of 96 images cannot be used"):
         run_all([job_of("avg_pool", table, "smoke", out=tmp_path/"runs", limit=None)], "local")
     assert len(list((tmp_path/"runs"/"submitit").glob("*_submitted.pkl"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["masks", "mixed", "crops", "adversarial"])
+def test_two_processes_train_as_one(kind, tmp_path):
+    "Every kind of batch under torchrun: half as many pictures in each of two processes, the same weights"
+    pytest.importorskip("accelerate")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    script = str(Path(__file__).with_name("train_distributed_kinds.py"))
+    commands = dict(one=[sys.executable, script], two=[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script])
+    found = {}
+    for name, command in commands.items():
+        done = subprocess.run([*command, str(tmp_path/name), "32" if name == "one" else "16", kind], env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[name] = json.loads((tmp_path/name).read_text())
+    assert [found[k]["world"] for k in commands] == [1, 2]
+    np.testing.assert_allclose(found["one"]["weights"], found["two"]["weights"], atol=1e-5)
+    assert not np.allclose(found["one"]["weights"], found["one"]["start"], atol=1e-4), "nothing was trained"

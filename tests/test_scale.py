@@ -99,3 +99,65 @@ def test_nothing_is_kept_beside_what_is_no_folder(tmp_path, monkeypatch):
     assert computed.beside(r, "answer", [1], lambda: dict(a=np.ones(1)), "00")["a"] == 1 and not (tmp_path/"no such").exists()
     (tmp_path/"done.json").write_text("{}"); (tmp_path/"computed").write_text("a file where the folder would be")
     assert computed.beside(type("R", (), dict(folder=tmp_path))(), "answer", [1], lambda: dict(a=np.ones(1)), "00")["a"] == 1
+
+
+@pytest.fixture(scope="module")
+def aligned_faces():
+    from symbiosis_nb.data.sources import open_faces
+    return open_faces(profile="smoke")
+
+
+def paper_job(method, table, **more):
+    from symbiosis_nb.plan import job_of
+    settings = dict(size=(224, 224), backbone="small", width=.25, weights="scratch", limit=24, iterations=2, bs=8) | more
+    return job_of(method, table, "paper", **settings)
+
+
+def test_all_methods_of_real_size_share_one_store(aligned_faces, tmp_path, monkeypatch):
+    "Whole pictures of three sizes and eight crops: one folder of pixels; the small profiles keep theirs"
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path))
+    jobs = [paper_job("avg_pool", aligned_faces), paper_job("avg_pool", aligned_faces, size=(299, 299)), paper_job("blan", aligned_faces, size=(256, 256)),
+            *(paper_job("g2s_1", aligned_faces, options=dict(scheme=s)) for s in "abcdefgh")]
+    for job in jobs: assert job.need.pictures(job).shape[:2] == job.need.stored(job) and job.config()["native"] == [218, 178]
+    assert len(list((tmp_path/"stores").glob("pixels-*"))) == 1
+    for job in (paper_job("avg_pool", aligned_faces, size=(80, 64)), paper_job("avg_pool", aligned_faces, size=(218, 178))): assert "native" not in job.config()
+    from symbiosis_nb.plan import job_of
+    assert "native" not in job_of("avg_pool", aligned_faces, "smoke").config() and "native" not in job_of("g2s_1", aligned_faces, "demo").config()
+    assert "native" not in paper_job("g2s_1", aligned_faces, options=dict(border="zero")).config()   # the native picture has no black border
+
+
+def crop_of(method, scheme, table, sized):
+    "Measured batch of a job: sampled from the native store, and from a store of its own"
+    from symbiosis_nb.data.loaders import Field, transform
+    from symbiosis_nb.data.pixels import pixel_store
+    from symbiosis_nb.needs.crops import face_view
+    job = paper_job(method, table, **(dict(options=dict(scheme=scheme)) if scheme else {}))
+    size = job.need.stored(job)
+    if sized: field, = job.need.fields(job, job.need.pictures(job))
+    else:
+        view = [face_view(job.table, scheme, size[0])] if scheme else []
+        field, = job.need.fields(job, pixel_store(job.table, size, *view))
+    return lambda how: transform(field, field.gather([0, 1, 2]), how)
+
+
+@pytest.mark.parametrize("method, scheme", [("avg_pool", ""), *(("g2s_1", s) for s in "abcdefgh")])
+def test_a_sampled_picture_is_the_one_that_was_stored(aligned_faces, method, scheme):
+    "When measuring, but for a grey level of rounding; moved, but for the second interpolation"
+    import torch
+    from symbiosis_nb.data.loaders import PATCHES
+    native, own = (crop_of(method, scheme, aligned_faces, sized) for sized in (True, False))
+    grey = lambda a, b: ((a - b).abs()*.225*255)
+    assert native(None).shape == own(None).shape and grey(native(None), own(None)).mean() < .6
+    torch.manual_seed(0); how = PATCHES.draw(3)
+    assert grey(native(how), own(how)).mean() < 1.5 and (how["mirror"].any() or True)
+    assert grey(native(how), native(None)).mean() > 3   # it did move
+
+
+def test_a_run_from_the_native_store(aligned_faces, tmp_path):
+    from symbiosis_nb.runs import Predictor, run
+    how = dict(size=(224, 224), backbone="small", width=.25, weights="scratch", limit=24, iterations=2, bs=8, out=tmp_path, precision="float32")
+    r = run("avg_pool", aligned_faces, "paper", **how)
+    assert r.config["native"] == [218, 178] and run("avg_pool", aligned_faces, "paper", **how).news == "read"
+    row = list(aligned_faces.paths[i].name for i in range(len(aligned_faces))).index(r.arrays["test_names"][0])
+    says = Predictor.load(r.folder)(aligned_faces.paths[row]).iloc[:, 0].to_numpy()
+    np.testing.assert_allclose(says, 1/(1 + np.exp(-r.arrays["test_selected"][0])), atol=5e-3)

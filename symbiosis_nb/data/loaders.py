@@ -26,6 +26,7 @@ from fastcore.basics import merge
 from ..core import DataError
 from .columns import plain
 from .pictures import Opener
+from .pixels import SizedStore
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
@@ -44,9 +45,14 @@ class Field:
     def __post_init__(self):
         if isinstance(self.store, (list, tuple)) or hasattr(self.store, "iloc"): self.store = plain(self.store, self.kind)
 
+    @property
+    def sized(self) -> SizedStore | None:
+        "The store, where its pictures are sampled from larger or smaller ones"
+        return self.store if isinstance(self.store, SizedStore) else None
+
     def gather(self, rows) -> torch.Tensor:
-        "The rows as a tensor; pictures channels first, still uint8"
-        x = self.store[rows]
+        "The rows as a tensor; pictures channels first, still uint8; those that are sampled later as they lie"
+        x = self.store[rows] if self.sized is None else self.store.native[rows]
         x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         return x.permute(0, 3, 1, 2) if self.kind in ("image", "picture") else x
 
@@ -124,6 +130,20 @@ def _relabel(label, mirror, regions):
     lut[:len(regions)] = torch.tensor(regions.flip_order(), device=label.device)
     return torch.where(mirror[:, None, None], lut[label], label)
 
+def _sampled(f, x, how):
+    "A picture of another size, or a crop, from the native one: place, size and movement in one pass"
+    whole, size = f.sized.size, f.crop or f.sized.size
+    move = _middle_part(len(x), size, whole) if how is None else _part(how["theta"].cpu(), size, whole)
+    move = torch.cat([move, torch.tensor([0., 0., 1.]).expand(len(x), 1, 3)], 1)
+    grid = _grid((f.sized.matrix @ move).to(x.device), size)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return normalize(x) if how is None or f.kind == "picture" else normalize_jittered(x, how["colour"])
+
+def _middle_part(n, size, whole):
+    "`middle` as an affine map"
+    across, down = ((2*((w - s)//2) + s)/w - 1 for s, w in zip(size[::-1], whole[::-1]))
+    return torch.tensor([[size[1]/whole[1], 0., across], [0., size[0]/whole[0], down]]).expand(n, 2, 3)
+
 def transform(
     f: Field,         # what the column is
     x: torch.Tensor,  # as gathered
@@ -134,6 +154,7 @@ def transform(
     picture = f.kind in ("image", "picture")
     if picture: x = _planes(x)
     else: x = x.float()/255 if f.kind == "maps" else x.long()
+    if f.sized is not None: return _sampled(f, x, how)
     size = f.crop or x.shape[-2:]
     if how is None: return normalize(middle(x, size)) if picture else middle(x, size)
     grid = _grid(_part(how["theta"], size, x.shape[-2:]), size)

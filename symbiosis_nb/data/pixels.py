@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'WHOLE', 'ArrayStore', 'array_store', 'View', 'box_view', 'pad_view', 'has_pixels', 'pixel_store',
-           'label_store']
+           'SizedStore', 'label_store']
 
 # %% ../../nbs/06_data.pixels.ipynb #9653770c
 import errno, os, shutil
@@ -15,6 +15,7 @@ from typing import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ..core import CACHE_HINT, DataError, as_path, cache_dir, digest, folder_lock, progress, read_json, share, write_json
@@ -207,6 +208,39 @@ def pixel_store(
         words = f"{len(store.problems)} of {len(paths)} images cannot be used; mend them, or leave them out with on_bad='skip'"
         raise DataError(words, store.problems)
     return store
+
+# %% ../../nbs/06_data.pixels.ipynb #998004a6
+@dataclass
+class SizedStore:
+    "Pictures of a store, cut and resized as they are asked for: as an `ArrayStore` of that size, but for rounding"
+    native: ArrayStore  # (N, H, W, 3)
+    size: tuple         # (height, width) wanted
+    box: tuple | None = None  # x, y, width, height in native pixels; may reach over the border, which is repeated. None: the whole
+
+    def __post_init__(self):
+        if self.box is None: self.box = (0., 0., *map(float, self.native.shape[1::-1]))
+
+    def __len__(self): return len(self.native)
+    @property
+    def shape(self): return (*self.size, 3)
+    @property
+    def ok(self): return self.native.ok
+    @property
+    def problems(self): return self.native.problems
+    @property
+    def digest(self) -> str: return digest(self.native.digest, list(self.size), list(self.box))
+
+    @property
+    def matrix(self) -> torch.Tensor:  # (2, 3)
+        "Places of the result, from -1 to 1, as places of the native picture"
+        (H, W), (x, y, w, h) = self.native.shape[:2], self.box
+        return torch.tensor([[w/W, 0., (2*x + w)/W - 1], [0., h/H, (2*y + h)/H - 1]])
+
+    def __getitem__(self, rows) -> torch.Tensor:
+        "The pictures of the given rows at the wanted size, uint8"
+        x = self.native[rows].permute(0, 3, 1, 2).float()
+        grid = F.affine_grid(self.matrix.expand(len(x), 2, 3), (len(x), 3, *self.size), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False).round().byte().permute(0, 2, 3, 1)
 
 # %% ../../nbs/06_data.pixels.ipynb #d16049f5
 def _shrink_label(label, size):

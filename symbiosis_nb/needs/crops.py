@@ -13,7 +13,7 @@ from ..data import crops
 from ..data.loaders import PATCHES, Augment, Field
 from ..data.pixels import ArrayStore, View, array_store, pixel_store
 from ..data.tables import AttributeTable
-from .base import Need, noise, register_need
+from .base import Need, noise, register_need, uses_native
 
 # %% ../../nbs/31a_needs.crops.ipynb #2095c7a6
 NO_FACE = "no face found"
@@ -74,10 +74,18 @@ class Crops(Need):
         "Which crop: its name says how faces are found, too"
         return View(f"crop {job.options.get('scheme', 'a')}, {job.options.get('faces', 'annotated')}")
 
+    def native_box(self, job) -> tuple:
+        options = job.options
+        if options.get("faces", "annotated") == "detected" or options.get("redetect") or options.get("border", "replicate") != "replicate":
+            raise LookupError("faces lie at different places, or the border is not repeated")
+        x, y, side = crops.face_crop(crops.template_box(), *crops.SCHEMES[options.get("scheme", "a")])
+        return x, y, side, side
+
     def made_up(self, job, n: int) -> list:
         return [Field("image", noise(n, *self.stored(job), 3), crop=tuple(job.profile.size))]
 
     def pictures(self, job) -> ArrayStore:
+        if uses_native(job): return super().pictures(job)
         options, side = job.options, self.stored(job)[0]
         found = detected_faces(job.table) if options.get("faces", "annotated") == "detected" else None
         how = {k: options[k] for k in ("border", "redetect") if k in options}

@@ -34,13 +34,13 @@ class Parsing(Need):
         return replace(ready, dls=dls, n_regions=len(table.regions), loss=JointLoss(weights=job.balance()), parsing_test=test,
                        sources={**ready.sources, "labels": labels.digest})
 
-    def rehearse(self, job, ready: Ready, n: int) -> Ready:
+    def rehearse(self, job, ready: Ready, bs: int, n: int) -> Ready:
         "Mixed loaders of noise"
         regions, size, fields = to_regions(require_parsing(job), HELEN).regions, tuple(job.profile.size), ready.fields
         parsing = ParsingTable("made up", regions, ["none"]*n, ["train"]*n, lambda i: None)
         labels = noise(n, *size) % len(regions)
         table, augment, device = made_up_table(job.table, n), job.profile.recipe.augment, default_device()
-        dls = lambda: mixed_dls(table, fields[0], parsing, Field("image", noise(n, *size, 3)), labels, n, augment, device=device)
+        dls = lambda: mixed_dls(table, fields[0], parsing, Field("image", noise(n, *size, 3)), labels, bs, augment, device=device)
         return replace(ready, dls=dls, n_regions=len(regions), loss=JointLoss())
 
     def metrics(self, ready: Ready) -> list: return [MeanIoU(ready.n_regions)]

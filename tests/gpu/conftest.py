@@ -1,42 +1,46 @@
-"""A GPU's tests write what they measure into reports/gpu.csv. Without a GPU they are skipped, or run on the CPU where SYMBIOSIS_GPU_TESTS=cpu says so."""
+"""Where a GPU is lent for minutes: `make test-gpu`, one command, under ten minutes, one table.
+
+SYMBIOSIS_TEST_DEVICE=cpu runs the same tests without a GPU, smaller, so that all but CUDA itself is exercised."""
+import csv
 import os
-import platform
+import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
-from symbiosis_nb.core import default_device, hardware
-from symbiosis_nb.data.sources import open_faces, open_parsing
+from symbiosis_nb.core import hardware
 
+DEVICE = os.environ.get("SYMBIOSIS_TEST_DEVICE", "cuda")
 ROOT = Path(__file__).parents[2]
-STAND_IN = os.environ.get("SYMBIOSIS_GPU_TESTS") == "cpu"
+ROWS = []
 
 
 def pytest_collection_modifyitems(items):
-    here = [i for i in items if Path(__file__).parent in Path(i.fspath).parents]
-    for item in here:
+    for item in items:
+        if Path(item.fspath).parent != Path(__file__).parent: continue
         item.add_marker(pytest.mark.gpu)
-        if not (torch.cuda.is_available() or STAND_IN): item.add_marker(pytest.mark.skip(reason="no CUDA device; SYMBIOSIS_GPU_TESTS=cpu tries the rest"))
+        if DEVICE == "cuda" and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here; SYMBIOSIS_TEST_DEVICE=cpu runs all but CUDA itself"))
 
 
-@pytest.fixture(scope="session")
-def device(): return default_device()
+@pytest.fixture
+def on_gpu() -> bool: return DEVICE == "cuda"
 
 
-@pytest.fixture(scope="session")
-def measured():
-    "A list of rows; written when all is over: reports/gpu.csv for a GPU, a file of its own for the stand-in"
-    rows = []
-    yield rows
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"stand-in: {hardware()}, {platform.machine()}"
-    out = Path(os.environ.get("OUT") or ROOT/"reports")/("gpu.csv" if torch.cuda.is_available() else "local/gpu_stand_in.csv")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).assign(device=where, torch=torch.__version__).to_csv(out, index=False)
+@pytest.fixture
+def note(request):
+    "Write a measured value into the table"
+    def write(what, value, unit): ROWS.append(dict(test=request.node.name, what=what, value=f"{value:.6g}", unit=unit, device=hardware()))
+    start = time.perf_counter()
+    yield write
+    write("whole test", time.perf_counter() - start, "s")
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    os.environ["SYMBIOSIS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    return open_faces(profile="smoke"), open_parsing(profile="smoke"), tmp_path_factory.mktemp("runs")
+def pytest_sessionfinish(session):
+    if not ROWS: return
+    file = ROOT/"reports"/("gpu.csv" if DEVICE == "cuda" else "local/gpu_on_cpu.csv")   # what was not measured on a GPU is not kept
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", newline="") as f:
+        writer = csv.DictWriter(f, list(ROWS[0])); writer.writeheader(); writer.writerows(ROWS)
+    print(f"\n{file}: {len(ROWS)} rows")

@@ -170,3 +170,15 @@ def test_rooms_can_be_lived_in():
     "No module over 500 lines but the nine readers, which are nine rooms in one file"
     lines = {f.name: len(f.read_text(encoding="utf-8").splitlines()) for f in (ROOT/"symbiosis_nb").rglob("*.py") if f.name != "_modidx.py"}
     assert {f: n for f, n in lines.items() if n > 500 and f != "official.py"} == {}
+
+
+def parameters(notebook):
+    "The parameters cell of a notebook; None where it has none"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return next((c for c in cells if "parameters" in c["metadata"].get("tags", [])), None)
+
+
+@pytest.mark.parametrize("notebook", filter(parameters, NOTEBOOKS), ids=lambda p: p.name)
+def test_papermill_reads_every_parameter(notebook):
+    "It takes lines with one equals sign; a line with two is a parameter that it does not know, and warns of"
+    assert [line for line in parameters(notebook)["source"] if line.count("=") > 1] == []

@@ -8,7 +8,7 @@ OUT ?= reports/local
 NOTEBOOK ?= celeba
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce plan demo test test-slow test-gpu lab export readme install clean
+.PHONY: reproduce plan demo test test-slow test-gpu test-lab lab docs export readme install clean
 
 # a plan is among the first things that a notebook prints; its line is brought to the top. SHELL: a failing papermill must fail make
 SHELL := /bin/bash
@@ -42,13 +42,21 @@ test: install  ## hygiene, notebooks, pytest
 	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not data"
 
 test-slow: install  ## what takes longer than 20 seconds each; also the lowest releases, Python 3.10 and 3.13 (some gigabytes, 40 minutes)
-	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"
+	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"   # the browser's are skipped without chromium: make test-lab
+
+lab: install  ## JupyterLab on the whole checkout, so that the notebooks' links lead to reports; opens index
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+
+test-lab: install  ## JupyterLab and the report page in a real browser: needs Debian's chromium (apt-get install chromium)
+	$(BIN)/python -m pip install -q --no-compile -e ".[lab]"
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/test_lab.py tests/test_page_browser.py
 
 test-gpu:  ## on a CUDA device, under ten minutes; writes reports/gpu.csv. PYTHON may be any that has torch, the library needs no installation
 	PYTHONPATH="$(CURDIR)" SYMBIOSIS_QUIET=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -m gpu tests/gpu
 
-lab: install  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+docs: install  ## the documentation site, in _docs
+	$(BIN)/python -m pip install -q --no-compile -e ".[docs]"
+	$(BIN)/python scripts/docs.py _docs
 
 export: install  ## notebooks to library, cleaned; README from the index notebook
 	$(BIN)/nbdev_export
@@ -56,9 +64,7 @@ export: install  ## notebooks to library, cleaned; README from the index noteboo
 	$(MAKE) readme
 
 readme: install  ## README.md from nbs/index.ipynb
-	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --TemplateExporter.exclude_raw=True --output-dir . --output README \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove_cell --TagRemovePreprocessor.remove_input_tags=remove_input \
-	  --NbConvertApp.output_files_dir=nbs/images
+	$(BIN)/python scripts/readme.py .
 
 install: $(VENV)/installed  ## modules are compiled when first imported: most never are, and pip would take a minute for them
 

@@ -10,7 +10,7 @@ parser = ConfigParser(delimiters=["="])
 if not parser.read(here/"settings.ini", encoding="utf-8"): raise SystemExit("settings.ini is missing")
 cfg = parser["DEFAULT"]
 words = lambda key: shlex.split(cfg.get(key, ""))
-extras = ("dev", "notebook", "lfwa", "detect", "pretrained", "onnx", "cluster", "distributed", "demo")
+extras = ("dev", "notebook", "lfwa", "detect", "pretrained", "onnx", "cluster", "distributed", "docs", "lab", "demo")
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],

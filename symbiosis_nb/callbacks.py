@@ -160,11 +160,12 @@ class Bar(Callback):
     order, steps = 66, None   # after `Checkpoint`, which knows the first epoch
     def __init__(self, desc: str): self.desc = desc
     def before_fit(self):
-        n = len(self.dls.train)
-        self.steps = progress(desc=self.desc, total=self.n_epoch*n)
-        self.steps.update(self.learn.first_epoch*n)
+        n, first = len(self.dls.train), self.learn.first_epoch
+        ends = [cb.n for cb in self.learn.cbs if isinstance(cb, Iterations)]   # in the middle of the last epoch
+        self.steps = progress(desc=self.desc, total=min([self.n_epoch*n, *ends]), initial=first*n)
     def after_batch(self):
         if self.training: self.steps.update()
+    def after_train(self): self.steps.update(self.learn.train_iter - self.steps.n)   # the step that ended it
     def end(self):
         if self.steps is not None: self.steps.close()
 
@@ -209,6 +210,7 @@ class Checkpoint(Callback):
         code: str | None = None,  # digest of what trains; a checkpoint with another one is not gone on from. Default: `training_code`
     ):
         self.file, self.every, self.state, self.news = Path(path), every, None, "trained"
+        self.kept_epochs = 0   # so many are in the file
         self.code = training_code() if code is None else code
 
     def _others(self):
@@ -226,6 +228,7 @@ def after_epoch(self: Checkpoint):
                  iters=_plain(r.iters), lrs=[float(v) for v in r.lrs],
                  remembered={type(cb).__name__: {k: _plain(getattr(cb, k)) for k in cb.remembers} for cb in self._others()})
     with atomic_write(self.file) as tmp: torch.save(state, tmp)
+    self.kept_epochs = self.epoch + 1
 
 # %% ../nbs/28_callbacks.ipynb #b6e4d745
 @patch
@@ -248,8 +251,8 @@ def before_fit(self: Checkpoint):
     except (RuntimeError, ValueError, KeyError):
         why = "it belongs to another trunk, size or version. Delete it to start this run again"
         raise DataError(f"{self.file} does not fit this model: {why}") from None
-    self.state, self.learn.first_epoch = state, state["epoch"] + 1
-    self.news = f"resumed after epoch {state['epoch']}"
+    self.state, self.learn.first_epoch, self.kept_epochs = state, state["epoch"] + 1, state["epoch"] + 1
+    self.news = f"resumed after epoch {state['epoch'] + 1}"
     r = self.recorder
     r.losses, r.iters, r.lrs = [torch.tensor(v) for v in state["losses"]], list(state["iters"]), list(state["lrs"])
     r.values = type(r.values)([type(r.values)(v) for v in state["values"]])

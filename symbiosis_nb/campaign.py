@@ -137,7 +137,8 @@ def train_all(
     where = {k: settings.pop(k) for k in ("on_bad", "start", "again") if k in settings}
     given = {n: weights_for(n, weights) for n in names}
     more = {n: {**settings, "weights": w} if w else settings for n, w in given.items()}
-    jobs = [make_job(n, table, profile, s, (options or {}).get(n), more[n], parsing=parsing, out=folder, **where) for s, n in product(range(seeds), names)]
+    own, where = options or {}, dict(where, parsing=parsing, out=folder)
+    jobs = [make_job(n, table, profile, s, own.get(n), more[n], **where) for s, n in product(range(seeds), names)]
     return run_all(jobs, executor, planned)
 
 class Campaign:

@@ -6,10 +6,10 @@
 __all__ = ['NO_LOCKS', 'WAITING', 'PACKAGES', 'CACHE_HINT', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_json', 'read_json', 'has_locks', 'folder_lock',
            'default_device', 'digest', 'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'in_notebook',
-           'progress', 'Line', 'refuse_unknown']
+           'NotebookBar', 'progress', 'Line', 'Stopped', 'refuse_unknown']
 
 # %% ../nbs/00_core.ipynb #d89184b9
-import ast, ctypes, errno, hashlib, json, os, platform, random, re, socket, subprocess, sys, time
+import ast, ctypes, errno, hashlib, html, io, json, os, platform, random, re, socket, subprocess, sys, time
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -257,18 +257,38 @@ def quiet() -> bool:  # True when `SYMBIOSIS_QUIET` is set
     return os.environ.get("SYMBIOSIS_QUIET", "") not in ("", "0")
 
 def in_notebook() -> bool:
-    "Whether this process is the kernel of a notebook"
+    "Whether this process is the kernel of a notebook, which shows HTML and colours everything on stderr red"
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
+
+class NotebookBar(tqdm):
+    "tqdm as one line of HTML that is replaced in place: nothing goes to stderr, and no widgets are needed"
+    def __init__(self, *args, **kwargs):
+        self.shown = None
+        super().__init__(*args, file=io.StringIO(), mininterval=.25, **kwargs)
+    def display(self, msg=None, pos=None):
+        "Show the bar; an empty message, with which tqdm takes a bar away, empties its place"
+        from IPython.display import HTML, display
+        line = HTML("" if msg == "" else self._html())
+        if self.shown is None: self.shown = display(line, display_id=True)
+        else: self.shown.update(line)
+    def _html(self) -> str:
+        "The bar and the words beside it"
+        d = self.format_dict
+        said = tqdm.format_meter(**{**d, "ncols": None, "bar_format": "{n_fmt}/{total_fmt} [{elapsed}<{remaining}]" if d["total"] else "{n_fmt} [{elapsed}]"})
+        bar = f'<progress value="{d["n"]}" max="{d["total"]}"></progress>' if d["total"] else "<progress></progress>"
+        return f'<div class="symbiosis-bar">{html.escape(d["prefix"].rstrip(": "))} {bar} {html.escape(said)}</div>'
 
 def progress(
     iterable=None,      # what to go through
     desc: str = "",     # what is going on, for example "decoding"
     total: int | None = None,  # number of steps where `iterable` does not know
+    initial: int = 0,   # steps that were done before, of a training that goes on
 ):
-    "A progress bar on the terminal or in a notebook, gone when it is done; nothing where output goes to a file"
-    seen = sys.stdout.isatty() or in_notebook()
-    return tqdm(iterable, desc=desc, total=total, leave=False, file=sys.stdout, disable=quiet() or not seen)   # stderr is a red strip in notebooks
+    "A progress bar on the terminal or in a notebook, gone when it is done or interrupted; nothing where output goes to a file"
+    settings = dict(desc=desc, total=total, initial=initial, leave=False)
+    if in_notebook(): return NotebookBar(iterable, disable=quiet(), **settings)
+    return tqdm(iterable, file=sys.stdout, disable=quiet() or not sys.stdout.isatty(), **settings)
 
 class Line:
     "One line that is written anew each time: in a terminal, and in the output of a cell; nowhere else"
@@ -284,6 +304,23 @@ class Line:
     def leave(self):
         "Go on below, where that is a terminal"
         if not quiet() and not in_notebook() and sys.stdout.isatty(): print(flush=True)
+
+# %% ../nbs/00_core.ipynb #8c890354
+class Stopped(KeyboardInterrupt):
+    "A training that somebody stopped; in a notebook its message stands in place of the traceback"
+    def __init__(self, message: str):
+        super().__init__(message)
+        if in_notebook(): _say_only(type(self))
+
+def _say_only(kind):
+    "Let the notebook show the message of this kind of exception, once, and then as before"
+    shell = sys.modules["IPython"].get_ipython()
+    before = shell.custom_exceptions, shell.CustomTB
+    def say(shell, kind, error, trace, tb_offset=None):
+        print(error)
+        shell.custom_exceptions, shell.CustomTB = before
+        return []
+    shell.set_custom_exc((kind,), say)
 
 # %% ../nbs/00_core.ipynb #f5f99364
 def _assigned(cells):

@@ -30,7 +30,7 @@ from . import metrics as M
 from .models.adversarial import AdversarialLoss, Adversary, Perceptual
 from .callbacks import (Autocast, Checkpoint, Finite, HalfPrecision, Iterations, Joint, OwnSGD, Patience, Selection, Sheet,
                                     to_float)
-from .core import cache_dir, digest, hardware, keep_freed_memory, quiet, read_json, write_json
+from .core import Stopped, cache_dir, digest, hardware, keep_freed_memory, quiet, read_json, write_json
 from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .recipes import Recipe
@@ -124,6 +124,7 @@ class ResumableLearner(Learner):
 
     def fit(self, *args, **kwargs):
         try: return super().fit(*args, **kwargs)
+        except KeyboardInterrupt: raise Stopped(f"stopped in epoch {self.epoch + 1} of {self.n_epoch}") from None
         finally: self._tell("end")
 
     def _tell(self, what):
@@ -132,9 +133,11 @@ class ResumableLearner(Learner):
             if hasattr(type(cb), what): getattr(cb, what)()
 
     def _do_fit(self):
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
-            self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        try:
+            for epoch in range(self.first_epoch, self.n_epoch):
+                self.epoch = epoch
+                self._with_events(self._do_epoch, "epoch", CancelEpochException)
+        finally: self._tell("end")   # callbacks of this fit alone are gone when `fit` ends
 
 # %% ../nbs/31_learner.ipynb #fc629760
 @patch

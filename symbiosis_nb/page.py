@@ -6,10 +6,10 @@
 __all__ = ['words', 'Html', 'table_html', 'interval_bar', 'bars_column', 'figure_html', 'best_table', 'scores_html',
            'differences_html', 'claims_html', 'printed_html', 'main_blocks', 'heat_html', 'told_apart',
            'attribute_blocks', 'localisation_blocks', 'by_score', 'curves_html', 'reliability_html', 'training_blocks',
-           'protocol_blocks', 'is_kept', 'may_show', 'picture_blocks', 'write_html']
+           'protocol_blocks', 'is_kept', 'may_show', 'picture_blocks', 'write_html', 'report_link']
 
 # %% ../nbs/50a_page.ipynb #10e2dbb6
-import base64, html, io, re
+import base64, html, io, os, re
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,12 +17,14 @@ import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from markupsafe import Markup, escape
 
 from . import metrics as M, plot
 from .core import DataError, as_path, atomic_write, fingerprint
 from .needs.masks import is_drawn
-from .report import COMPARED, SAYS, Card, joined, percent
+from .report import COMPARED, Card
+from .wording import SAYS, joined, percent, span
 
 # %% ../nbs/50a_page.ipynb #0ff9753c
 def words(name) -> str:
@@ -82,7 +84,7 @@ def _bodies(frame, lines, groups) -> str:
     title = lambda g: f'<tr class="group"><th scope="rowgroup" colspan="{frame.shape[1] + 1}"><span>{escape(words(g))}</span></th></tr>'
     return "".join(f"<tbody>{title(g)}{''.join(lines[place[m]] for m in members if m in place)}</tbody>" for g, members in groups.items())
 
-# %% ../nbs/50a_page.ipynb #a195457e
+# %% ../nbs/50a_page.ipynb #e7133966
 def interval_bar(
     value: float, low: float, high: float,  # in percent or points
     left: float, right: float,              # the ends of the scale, the same for a whole column
@@ -112,7 +114,7 @@ def _hex(colour) -> str: return "#" + "".join(f"{round(255*c):02x}" for c in col
 def _small(value, said): return Html(f"{escape(value)} <small>{escape(said)}</small>") if said else value
 def _standing(said: str) -> Html: return Html(f'<span class="says {said.split(":")[0].split()[0]}">{escape(said)}</span>')
 
-# %% ../nbs/50a_page.ipynb #1d007db6
+# %% ../nbs/50a_page.ipynb #602f4ae0
 _SVG = {"svg.fonttype": "none", "svg.hashsalt": "symbiosis", "font.family": "sans-serif"}
 
 def _svg(fig, alt: str) -> str:
@@ -139,7 +141,7 @@ def figure_html(
     plt.close(fig)
     return f'<figure><div class="wrap" tabindex="0">{picture}</div>' + (f"<figcaption>{said}</figcaption></figure>" if said else "</figure>")
 
-# %% ../nbs/50a_page.ipynb #6167f6fa
+# %% ../nbs/50a_page.ipynb #6b2846dc
 def best_table(
     card: Card,
     n: int = 8,    # so many of the best; the baseline always
@@ -349,6 +351,52 @@ def picture_blocks(
     "Figures that show pictures, as further blocks of a page"
     return [(name, "Pictures of the data themselves.", figure_html(fig, alt=f"Pictures: {name}"), False) for name, fig in figures.items()]
 
+# %% ../nbs/50a_page.ipynb #25306376
+@patch
+def measured(self: Card) -> str:
+    "What was measured on what"
+    seeds, c, p, r = sorted({len(self.of(m)) for m in self.methods}), self.counts, self.runs[0].config["profile"], self.runs[0]
+    people = "" if r.identity is None else f" images of {len(np.unique(r.identity)):,} people"
+    many = "one seed each" if seeds == [1] else f"{joined(map(str, seeds), 'or')} seeds each"
+    methods = "One method" if len(self.methods) == 1 else f"{len(self.methods)} methods"
+    return (f"{methods} on {self.table.name}, {many}: trained on {c['train']:,} images, selected on {c['valid']:,}, measured on "
+            f"{c['test']:,}{people or ' images'}; profile {p['name']}, input {p['size'][0]} x {p['size'][1]}.")
+
+def _ties(self, best) -> str:
+    "What a comparison with the next ones says of the best"
+    found = self.leaders()
+    if not len(found): return ""
+    names = [n.split(" − ", 1)[1] for n in found.index[found.standing == "tie"]]
+    if not names: return f", ahead of the next {len(found)}" if len(found) > 1 else ", ahead of the other"
+    return f"; {joined(names)} cannot be told apart from it"
+
+def _against(self) -> str:
+    "How the others stand to the baseline"
+    found = self.comparisons()
+    found = found[found.difference != ""] if len(found) else found
+    if not len(found): return ""
+    n, top = found.standing.value_counts(), found.iloc[0]
+    said = joined(f"{n[s]} {'is' if n[s] == 1 else 'are'} {s}" for s in ("above", "below", "undecided") if s in n)
+    gain = f"{top.difference} points [{top.low}, {top.high}], of {found.index[0].split(' − ')[0]}"
+    most = f" The largest gain is {gain}." if top.standing == "above" else ""
+    return f"Against {self.title(self.baseline)}, {said}.{most}"
+
+@patch
+def findings(self: Card,
+    claims: pd.DataFrame | None = None,  # tested claims, with a column `verdict`
+) -> list:                               # sentences
+    "What the standings and verdicts say"
+    best = self.ranked[0]; value, low, high = self.mean_with_interval(best, "AP")
+    out = [f"{self.title(best)} has the highest mean average precision, {percent(value)} % {span(low, high)}{_ties(self, best)}."]
+    if len(self.methods) > 1 and (said := _against(self)): out.append(said)
+    if claims is not None and len(claims):
+        n = claims.verdict.str.split(":").str[0].value_counts()
+        ways = {"holds": "hold", "does not hold": "do not hold", "cannot tell": "are left open"}
+        said = joined(f"{n[k]} {word if n[k] > 1 else k if k != 'cannot tell' else 'is left open'}" for k, word in ways.items() if k in n)
+        one = f"The one claim of the papers that is tested here {said.removeprefix('1 ')}."
+        out.append(one if len(claims) == 1 else f"Of {len(claims)} claims of the papers tested here, {said}.")
+    return out
+
 # %% ../nbs/50a_page.ipynb #1124085d
 def _part(name: str) -> str:
     "A file of the page, shipped with the package"
@@ -379,3 +427,19 @@ def write_html(
         sections=[_section(b) for b in blocks], limits=card.limits(), made=made, style=Markup(_part("page.css")), script=Markup(_part("page.js")))
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return as_path(path)
+
+# %% ../nbs/50a_page.ipynb #92676300
+def report_link(
+    path: str | Path,   # of a page
+    here: str | Path = ".",   # folder of the notebook that shows the link
+):                      # what a notebook shows: a link, or why there is none
+    "A link that opens a report from a notebook"
+    from IPython.display import HTML
+    path, here = as_path(path).absolute(), Path(here).absolute()
+    if not path.is_file(): return HTML(f"No report {html.escape(path.name)} was written.")
+    root = next((p for p in (here, *here.parents) if (p/".git").exists()), None)
+    if root is not None and not path.is_relative_to(root):
+        copy = root/"reports"/"local"/path.name
+        with atomic_write(copy) as tmp: tmp.write_bytes(path.read_bytes())
+        path = copy
+    return HTML(f'<a href="{html.escape(os.path.relpath(path, here))}">Open the report: {html.escape(path.name)}</a>')

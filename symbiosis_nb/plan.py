@@ -61,8 +61,8 @@ def _helpers(job):
     "The parser or the generator that a method asks for"
     if job.method.needs not in ("masks", "abstraction"): return []
     parsing, p = require_parsing(job), job.profile
-    kind, config = ("parser", parser_config(to_regions(parsing, FACE7), p)) if job.method.needs == "masks" else \
-                   ("generator", generator_config(to_regions(parsing, HELEN), p))
+    if job.method.needs == "masks": kind, config = "parser", parser_config(to_regions(parsing, FACE7), p)
+    else: kind, config = "generator", generator_config(to_regions(parsing, HELEN), p)
     folder = Path(job.out)/f"{kind}-{digest(config)}"
     return [Piece(kind, job, str(folder), is_finished(folder))]
 
@@ -306,7 +306,8 @@ def plan_jobs(
         kept |= new
         costs = pd.DataFrame([piece_cost(p) for p in found], columns=["steps", "images", "hours", "memory", "disk"])
         most = costs.memory.max() if len(found) else 0.
-        if memory and most > memory: refusals.append(f"{job.called}: a step takes about {most/GIB:.1f} GiB of memory, {memory/GIB:.1f} are there: smaller bs= or size=")
+        if memory and most > memory:
+            refusals.append(f"{job.called}: a step takes about {most/GIB:.1f} GiB of memory, {memory/GIB:.1f} are there: smaller bs= or size=")
         rows.append({"run": job.called, "seed": job.seed, "networks": len(found), "done": len(found) - len(todo), "steps": costs.steps.sum(),
                      "million images": costs.images.sum()/1e6, "disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB,
                      "hours": costs.hours.sum()})
@@ -322,7 +323,8 @@ def job_of(
     **overrides,
 ) -> Job:
     "The job of `runs.run` with the same arguments"
-    return make_job(method, table, profile, seed, options, overrides, out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
+    where = dict(out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
+    return make_job(method, table, profile, seed, options, overrides, **where)
 
 def plan(
     names: list,         # of methods
@@ -339,4 +341,5 @@ def plan(
     where = {k: settings.pop(k) for k in ("on_bad", "executor", "again") if k in settings}
     given = {n: weights_for(n, weights) for n in names}
     more = {n: {**settings, "weights": w} if w else settings for n, w in given.items()}
-    return plan_jobs([make_job(n, table, profile, s, (options or {}).get(n), more[n], parsing=parsing, out=folder, **where) for s, n in product(range(seeds), names)])
+    own, where = options or {}, dict(where, parsing=parsing, out=folder)
+    return plan_jobs([make_job(n, table, profile, s, own.get(n), more[n], **where) for s, n in product(range(seeds), names)])

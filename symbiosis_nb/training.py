@@ -7,6 +7,7 @@ __all__ = ['build_model', 'start_from', 'multiply_adds', 'cost', 'who_is_shown',
 
 # %% ../nbs/32a_training.ipynb #0a5660bb
 import sys, time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .callbacks import Bar, Checkpoint, Clock, Selection, seeded
-from .core import DataError, default_device, hardware
+from .core import DataError, Stopped, default_device, hardware
 from .data.loaders import attribute_loader
 from .inputs import prepare
 from .jobs import Job
@@ -108,12 +109,12 @@ def who_is_shown(
     return who | dict(test_image=np.unique([str(table.paths[i]) for i in test], return_inverse=True)[1])
 
 # %% ../nbs/32a_training.ipynb #ca3f5b44
-def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4"
+def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4" (of those that people count: the first is 1)
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
     p = job.profile
-    with seeded(job.seed): ready = prepare(job)   # helpers are trained and loaded: nothing of that reaches the process
+    with _stoppable(job), seeded(job.seed): ready = prepare(job)   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
-    with seeded(job.seed):
+    with _stoppable(job), seeded(job.seed):
         learn, selection, clock, checkpoint = _trained(job, ready, folder)
         if process_rank()[0] > 0: return checkpoint.news
         loaders = _measuring_loaders(job, ready)
@@ -137,8 +138,21 @@ def _trained(job, ready, folder):
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_recipe(p.recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
+        try: learn.fit_recipe(p.recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
+        except KeyboardInterrupt: raise Stopped(_stopped(job, learn, checkpoint)) from None
     return learn, selection, clock, checkpoint
+
+@contextmanager
+def _stoppable(job):
+    "Whoever is stopped inside says which run it was, and that it goes on"
+    try: yield
+    except Stopped: raise
+    except KeyboardInterrupt: raise Stopped(f"{job.method.name}, seed {job.seed}: stopped: run the cell again to go on") from None
+
+def _stopped(job, learn, checkpoint) -> str:
+    "What is said when somebody stops a training"
+    done = f"after epoch {checkpoint.kept_epochs} of {learn.n_epoch}" if checkpoint.kept_epochs else "before its first epoch was over"
+    return f"{job.method.name}, seed {job.seed}: stopped {done}: run the cell again to go on"
 
 def _monitor(job):
     "The validation score that chooses the weights: what the loss is for; none without a validation part, where the last epoch's count"

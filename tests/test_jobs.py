@@ -116,8 +116,30 @@ def test_resumed_says_so_and_costs_what_it_cost(smoke, interrupted):
     interrupted(3)
     with pytest.raises(KeyboardInterrupt): smoke(epochs=4)
     r = smoke(epochs=4)
-    assert r.news == r.done["news"] == "resumed after epoch 2" and whole.done["news"] == "trained"
+    assert r.news == r.done["news"] == "resumed after epoch 3" and whole.done["news"] == "trained"
     assert r.done["cost"]["epochs_timed"] == whole.done["cost"]["epochs_timed"] == 4
+
+
+def test_who_is_stopped_is_told_how_to_go_on(smoke, interrupted, monkeypatch):
+    from symbiosis_nb import callbacks, core
+    bars = []
+    def bar(**kwargs): bars.append(core.tqdm(**kwargs, disable=False)); return bars[-1]
+    monkeypatch.setattr(callbacks, "progress", bar)
+    interrupted(2)
+    with pytest.raises(core.Stopped, match=r"avg_pool, seed 0: stopped after epoch 2 of 5: run the cell again to go on"): smoke(epochs=5)
+    assert smoke(epochs=5).news == "resumed after epoch 2"
+    first, second = bars
+    assert second.initial == first.n - first.n % (first.total//5) and second.n == second.total, "goes on where it was, and ends full"
+    assert all(b.fp is None or b.disable for b in bars), "closed"
+
+
+def test_a_bar_ends_with_the_iterations(smoke, monkeypatch):
+    from symbiosis_nb import callbacks, core
+    bars = []
+    def bar(**kwargs): bars.append(core.tqdm(**kwargs, disable=False)); return bars[-1]
+    monkeypatch.setattr(callbacks, "progress", bar)
+    smoke(iterations=5)
+    assert [b.total for b in bars] == [5] == [b.n for b in bars]
 
 
 def test_a_combination_names_the_hardware_of_its_parts(table, tmp_path):

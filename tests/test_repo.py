@@ -125,10 +125,19 @@ def test_reproduction_notebook(path):
 
 
 def test_readme_is_current(tmp_path):
-    subprocess.run([sys.executable, "-m", "nbconvert", str(ROOT/"nbs"/"index.ipynb"), "--to", "markdown", "--TemplateExporter.exclude_raw=True", "--output-dir", str(tmp_path),
-                    "--output", "README", "--NbConvertApp.output_files_dir=nbs/images", "--TagRemovePreprocessor.enabled=True", "--TagRemovePreprocessor.remove_cell_tags=remove_cell",
-                    "--TagRemovePreprocessor.remove_input_tags=remove_input"], check=True, capture_output=True)
+    subprocess.run([sys.executable, str(ROOT/"scripts"/"readme.py"), str(tmp_path)], check=True)
     assert (tmp_path/"README.md").read_text() == (ROOT/"README.md").read_text(), "run `make readme`"
+
+
+def test_links_of_notebooks_and_readme_lead_somewhere():
+    "As seen from where they stand: a notebook's from its folder, README's from the root"
+    lost = []
+    for path in (ROOT/f for f in tracked() if f.endswith((".md", ".ipynb")) and not f.startswith("reports/")):
+        text = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown") if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:|#", link): continue
+            if not (path.parent/link.split("#")[0]).exists(): lost.append(f"{path.relative_to(ROOT)}: {link}")
+    assert not lost
 
 
 def test_nothing_forbidden_is_tracked():
@@ -155,3 +164,9 @@ def test_every_finding_names_a_test_that_exists():
         file, test = row["test"].split("::")
         assert f"def {test}(" in (ROOT/"tests"/file).read_text(encoding="utf-8"), row
     assert len(rows) > 40
+
+
+def test_rooms_can_be_lived_in():
+    "No module over 500 lines but the nine readers, which are nine rooms in one file"
+    lines = {f.name: len(f.read_text(encoding="utf-8").splitlines()) for f in (ROOT/"symbiosis_nb").rglob("*.py") if f.name != "_modidx.py"}
+    assert {f: n for f, n in lines.items() if n > 500 and f != "official.py"} == {}

@@ -40,7 +40,7 @@ def test_every_method_trains_and_answers(name, data, measured):
     measured.append(dict(test="smoke run", method=name, seconds=round(time.perf_counter() - start, 1), peak_memory_mib=cost["peak_memory_mib"],
                          images_per_second=cost.get("train_images_per_second"), precision=r.done.get("precision")))
     if METHODS[name].needs == "boxes": return
-    answer = Predictor.load(r.folder)(table.paths[:3])
+    answer = Predictor.load(r.folder)(table.paths[:3], aligned=True)
     assert answer.shape == (40, 3) and np.isfinite(answer.to_numpy()).all()
     if METHODS[name].parts or METHODS[name].chain or METHODS[name].needs == "crop": return
     assert torch.isfinite(looks(r.folder)(unseen(r, table, slice(4)).one_batch()[0])).all()
@@ -113,7 +113,7 @@ def test_onnx(data, tmp_path):
     pytest.importorskip("onnxruntime"); pytest.importorskip("onnxscript")
     ask = Predictor.load(run("ssp", table, "smoke", out=out, parsing=parsing).folder)
     there = Predictor.load(ask.to_onnx(tmp_path/"ssp.onnx"))
-    assert np.abs(ask(table.paths[:3]) - there(table.paths[:3])).max().max() < 1e-2
+    assert np.abs(ask(table.paths[:3], aligned=True) - there(table.paths[:3], aligned=True)).max().max() < 1e-2
 
 
 def timed(step, device, n):

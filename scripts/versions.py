@@ -51,7 +51,8 @@ def check(folder: Path):
     card = Card(runs, faces)
     page = write_html(card, folder/"card.html", "Versions")
     ask = Predictor.load(runs[1].folder)
-    answer, same = ask(faces.paths[:3]), Predictor.load(ask.to_onnx(folder/"ssp.onnx"))(faces.paths[:3])
+    back = Predictor.load(ask.to_onnx(folder/"ssp.onnx"))
+    answer, same = ask(faces.paths[:3], aligned=True), back(faces.paths[:3], aligned=True)
     assert answer.shape == (40, 3) and (answer - same).abs().max().max() < 1e-4
     assert len(card.scores()) and Path(page or folder/"card.html").stat().st_size > 10_000
     print(f"checked: {len(published())} printed numbers, {len(runs)} runs;", fingerprint())

@@ -103,7 +103,7 @@ def test_resume_gives_the_same_numbers(own, tmp_path, monkeypatch):
         patch.setattr(Checkpoint, "after_epoch", cut)
         with pytest.raises(KeyboardInterrupt): train(tmp_path/"cut")
     again = train(tmp_path/"cut")
-    assert again.news == "resumed after epoch 0" and np.array_equal(again.arrays["test_last"], whole.arrays["test_last"])
+    assert again.news == "resumed after epoch 1" and np.array_equal(again.arrays["test_last"], whole.arrays["test_last"])
 
 
 def test_card_page_and_onnx(own, tmp_path):

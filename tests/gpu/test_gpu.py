@@ -40,7 +40,7 @@ def test_every_method_trains_measures_and_looks(method, data, out, note):
     if get_method(method).needs == "boxes": return
     model = load_model(r.folder).to(default_device())
     assert next(model.parameters()).device.type == default_device().type
-    says = Predictor.load(r.folder)(table.paths[0])
+    says = Predictor.load(r.folder)(table.paths[0], aligned=True)
     assert says.shape == (40, 1) and says.notna().all(axis=None)
     if can_look(r): assert torch.isfinite(looks(r.folder)(unseen(r, table, slice(4)).one_batch()[0])).all()
 
@@ -100,7 +100,7 @@ def test_one_onnx_file_says_what_the_run_says(data, out, tmp_path):
     table, _ = data
     here = Predictor.load(run("avg_pool", table, "smoke", out=out).folder)
     there = Predictor.load(here.to_onnx(tmp_path/"model.onnx"))
-    np.testing.assert_allclose(here(table.paths[:4]), there(table.paths[:4]), atol=2e-3)
+    np.testing.assert_allclose(here(table.paths[:4], aligned=True), there(table.paths[:4], aligned=True), atol=2e-3)
 
 
 PAPER = [m for m in METHODS if not METHODS[m].parts and not METHODS[m].chain]

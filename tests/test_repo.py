@@ -124,6 +124,19 @@ def test_reproduction_notebook(path):
     assert not any(c["outputs"] for c in code), "sources are kept without outputs; executed notebooks live in reports/"
 
 
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem == "own_data"], ids=lambda p: p.stem)
+def test_a_fresh_machine_installs_the_library_first(path, monkeypatch):
+    "As on Colab: before anything of the library is imported; where it is there, nothing is installed"
+    import importlib.util
+    import types
+    first = next("".join(c["source"]) for c in cells(path) if c["cell_type"] == "code" and "symbiosis_nb" in "".join(c["source"]))
+    install, asked = first[:first.index("from symbiosis_nb")], []
+    shell = types.SimpleNamespace(run_line_magic=lambda *a: asked.append(a))
+    exec(install, dict(get_ipython=lambda: shell)); assert not asked
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(install, dict(get_ipython=lambda: shell)); assert asked == [("pip", "install -q git+https://github.com/symbiosis-nb/symbiosis_nb")]
+
+
 def test_readme_is_current(tmp_path):
     subprocess.run([sys.executable, str(ROOT/"scripts"/"readme.py"), str(tmp_path)], check=True)
     assert (tmp_path/"README.md").read_text() == (ROOT/"README.md").read_text(), "run `make readme`"

@@ -6,7 +6,7 @@
 __all__ = ['PIXELS', 'REHEARSALS', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'rehearsal', 'length',
            'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'job_of', 'plan']
 
-# %% ../nbs/33b_plan.ipynb #c9c27724
+# %% ../nbs/33b_plan.ipynb #58f36426
 import math, shutil, time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +40,7 @@ from .needs.masks import PARSERS, parser_config, require_parsing, to_regions
 from .training import build_model
 from .vocab import FACE7, HELEN
 
-# %% ../nbs/33b_plan.ipynb #ee0af708
+# %% ../nbs/33b_plan.ipynb #0dafc464
 @dataclass
 class Piece:
     "One network that has to be trained for a row"
@@ -89,7 +89,7 @@ def _attribute_pieces(name, job, like, start, known):
         start = max((Run(j.folder) for j in steps), key=valid_score).folder if known else None
     return found
 
-# %% ../nbs/33b_plan.ipynb #0f68e000
+# %% ../nbs/33b_plan.ipynb #f6238bb7
 class _Steps(Callback):
     "Seconds of every training step, and of every batch that is only looked at; when each step ended, pass by pass"
     order = 90
@@ -200,7 +200,7 @@ def _kept_bytes(kind, model, dls):
     finally:
         if hasattr(model, "training_outputs"): model.joint = False
 
-# %% ../nbs/33b_plan.ipynb #6ce5e01a
+# %% ../nbs/33b_plan.ipynb #732787bb
 def _parts(piece):
     "Samples of the training, validation and test parts"
     counts = piece.job.table.counts() if piece.kind == "attributes" else piece.job.parsing.counts()
@@ -251,7 +251,7 @@ def stores(job: Job) -> dict:  # what it is, in words -> bytes
     if beside := _beside(job): found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = len(job.table)*beside
     return found
 
-# %% ../nbs/33b_plan.ipynb #b2e3662b
+# %% ../nbs/33b_plan.ipynb #2c130c79
 GIB = 2**30
 
 def free_memory() -> float | None:
@@ -312,7 +312,7 @@ def _refuse_disk(p):
     p.refusals = [r for r in p.refusals if "of stores and results" not in r] + ([words] if need > p.free else [])
     return p
 
-# %% ../nbs/33b_plan.ipynb #f2f52c77
+# %% ../nbs/33b_plan.ipynb #4a357e73
 def plan_jobs(
     jobs: list,   # `Job`s, one per row, in the order in which they will run
 ) -> Plan:
@@ -360,4 +360,5 @@ def plan(
     where = {k: settings.pop(k) for k in ("on_bad", "executor", "again") if k in settings}
     given = {n: weights_for(n, weights) for n in names}
     more = {n: {**settings, "weights": w} if w else settings for n, w in given.items()}
-    return plan_jobs([make_job(n, table, profile, s, (options or {}).get(n), more[n], parsing=parsing, out=folder, **where) for s, n in product(range(seeds), names)])
+    one = lambda s, n: make_job(n, table, profile, s, (options or {}).get(n), more[n], parsing=parsing, out=folder, **where)
+    return plan_jobs([one(s, n) for s, n in product(range(seeds), names)])

@@ -161,3 +161,12 @@ def test_a_run_from_the_native_store(aligned_faces, tmp_path):
     row = list(aligned_faces.paths[i].name for i in range(len(aligned_faces))).index(r.arrays["test_names"][0])
     says = Predictor.load(r.folder)(aligned_faces.paths[row]).iloc[:, 0].to_numpy()
     np.testing.assert_allclose(says, 1/(1 + np.exp(-r.arrays["test_selected"][0])), atol=5e-3)
+
+
+def test_boxes_are_drawn_as_they_were_stored(aligned_faces):
+    import torch
+    from symbiosis_nb.models.pooling import landmark_masks
+    from symbiosis_nb.needs.boxes import box_masks
+    store, rows = box_masks(aligned_faces, (109, 89)).store, [3, 0, 50]
+    old = [(landmark_masks(torch.tensor(aligned_faces.landmarks[r][None]).float(), (109, 89), (218, 178), side=20)[0]*255).round().byte() for r in rows]
+    assert (store[rows] == torch.stack(old)).all() and len(store) == len(aligned_faces) and store.shape == (16, 109, 89)

@@ -6,7 +6,7 @@
 __all__ = ['PIXELS', 'REHEARSALS', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'rehearsal', 'length',
            'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'job_of', 'plan']
 
-# %% ../nbs/33b_plan.ipynb #58f36426
+# %% ../nbs/33b_plan.ipynb #7237ce39
 import math, shutil, time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +40,7 @@ from .needs.masks import PARSERS, parser_config, require_parsing, to_regions
 from .training import build_model
 from .vocab import FACE7, HELEN
 
-# %% ../nbs/33b_plan.ipynb #0dafc464
+# %% ../nbs/33b_plan.ipynb #f5421a1f
 @dataclass
 class Piece:
     "One network that has to be trained for a row"
@@ -89,7 +89,7 @@ def _attribute_pieces(name, job, like, start, known):
         start = max((Run(j.folder) for j in steps), key=valid_score).folder if known else None
     return found
 
-# %% ../nbs/33b_plan.ipynb #f6238bb7
+# %% ../nbs/33b_plan.ipynb #7f4bdd53
 class _Steps(Callback):
     "Seconds of every training step, and of every batch that is only looked at; when each step ended, pass by pass"
     order = 90
@@ -200,7 +200,7 @@ def _kept_bytes(kind, model, dls):
     finally:
         if hasattr(model, "training_outputs"): model.joint = False
 
-# %% ../nbs/33b_plan.ipynb #732787bb
+# %% ../nbs/33b_plan.ipynb #246e5da7
 def _parts(piece):
     "Samples of the training, validation and test parts"
     counts = piece.job.table.counts() if piece.kind == "attributes" else piece.job.parsing.counts()
@@ -251,7 +251,7 @@ def stores(job: Job) -> dict:  # what it is, in words -> bytes
     if beside := _beside(job): found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = len(job.table)*beside
     return found
 
-# %% ../nbs/33b_plan.ipynb #2c130c79
+# %% ../nbs/33b_plan.ipynb #d90cecb9
 GIB = 2**30
 
 def free_memory() -> float | None:
@@ -312,7 +312,7 @@ def _refuse_disk(p):
     p.refusals = [r for r in p.refusals if "of stores and results" not in r] + ([words] if need > p.free else [])
     return p
 
-# %% ../nbs/33b_plan.ipynb #4a357e73
+# %% ../nbs/33b_plan.ipynb #2184198b
 def plan_jobs(
     jobs: list,   # `Job`s, one per row, in the order in which they will run
 ) -> Plan:
@@ -327,10 +327,11 @@ def plan_jobs(
         kept |= new
         costs = pd.DataFrame([piece_cost(p) for p in found], columns=["steps", "images", "hours", "memory", "disk"])
         most = costs.memory.max() if len(found) else 0.
-        if memory and most > memory: refusals.append(f"{job.called}: a step takes about {most/GIB:.1f} GiB of memory, {memory/GIB:.1f} are there: smaller bs= or size=")
-        rows.append({"run": job.called, "seed": job.seed, "networks": len(found), "done": len(found) - len(todo), "steps": costs.steps.sum(),
-                     "million images": costs.images.sum()/1e6, "disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB,
-                     "hours": costs.hours.sum()})
+        if memory and most > memory:
+            refusals.append(f"{job.called}: a step takes about {most/GIB:.1f} GiB of memory, {memory/GIB:.1f} are there: smaller bs= or size=")
+        work = {"networks": len(found), "done": len(found) - len(todo), "steps": costs.steps.sum(), "million images": costs.images.sum()/1e6}
+        space = {"disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB}
+        rows.append({"run": job.called, "seed": job.seed, **work, **space, "hours": costs.hours.sum()})
     return _refuse_disk(Plan(pd.DataFrame(rows), refusals, shutil.disk_usage(cache_dir()).free))
 
 def job_of(
@@ -343,7 +344,8 @@ def job_of(
     **overrides,
 ) -> Job:
     "The job of `runs.run` with the same arguments"
-    return make_job(method, table, profile, seed, options, overrides, out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
+    where = dict(out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
+    return make_job(method, table, profile, seed, options, overrides, **where)
 
 def plan(
     names: list,         # of methods

@@ -6,7 +6,7 @@
 __all__ = ['PIXELS', 'REHEARSALS', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'rehearsal', 'length',
            'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'job_of', 'plan']
 
-# %% ../nbs/33b_plan.ipynb #3d860657
+# %% ../nbs/33b_plan.ipynb #572317e4
 import math, shutil, time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +41,7 @@ from .needs.masks import PARSERS, parser_config, require_parsing, to_regions
 from .training import build_model
 from .vocab import FACE7, HELEN
 
-# %% ../nbs/33b_plan.ipynb #9d2a8e4e
+# %% ../nbs/33b_plan.ipynb #d0e1c5cf
 @dataclass
 class Piece:
     "One network that has to be trained for a row"
@@ -90,7 +90,7 @@ def _attribute_pieces(name, job, like, start, known):
         start = max((Run(j.folder) for j in steps), key=valid_score).folder if known else None
     return found
 
-# %% ../nbs/33b_plan.ipynb #99de3a01
+# %% ../nbs/33b_plan.ipynb #a95de146
 class _Steps(Callback):
     "Seconds of every training step, and of every batch that is only looked at; when each step ended, pass by pass"
     order = 90
@@ -201,7 +201,7 @@ def _kept_bytes(kind, model, dls):
     finally:
         if hasattr(model, "training_outputs"): model.joint = False
 
-# %% ../nbs/33b_plan.ipynb #8e223b24
+# %% ../nbs/33b_plan.ipynb #a50c6548
 def _parts(piece):
     "Samples of the training, validation and test parts"
     counts = piece.job.table.counts() if piece.kind == "attributes" else piece.job.parsing.counts()
@@ -252,7 +252,7 @@ def stores(job: Job) -> dict:  # what it is, in words -> bytes
     if beside := _beside(job): found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = len(job.table)*beside
     return found
 
-# %% ../nbs/33b_plan.ipynb #872d1b67
+# %% ../nbs/33b_plan.ipynb #62ac2edb
 GIB = 2**30
 
 def free_memory() -> float | None:
@@ -313,7 +313,7 @@ def _refuse_disk(p):
     p.refusals = [r for r in p.refusals if "of stores and results" not in r] + ([words] if need > p.free else [])
     return p
 
-# %% ../nbs/33b_plan.ipynb #ac42fab1
+# %% ../nbs/33b_plan.ipynb #664f25ee
 def plan_jobs(
     jobs: list,   # `Job`s, one per row, in the order in which they will run
 ) -> Plan:

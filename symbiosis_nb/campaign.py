@@ -137,9 +137,14 @@ def train_all(
     where = {k: settings.pop(k) for k in ("on_bad", "start", "again") if k in settings}
     given = {n: weights_for(n, weights) for n in names}
     more = {n: {**settings, "weights": w} if w else settings for n, w in given.items()}
+<<<<<<< HEAD
     own, where = options or {}, dict(where, parsing=parsing, out=folder)
     jobs = [make_job(n, table, profile, s, own.get(n), more[n], **where) for s, n in product(range(seeds), names)]
     return run_all(jobs, executor, planned)
+=======
+    one = lambda s, n: make_job(n, table, profile, s, (options or {}).get(n), more[n], parsing=parsing, out=folder, **where)
+    return run_all([one(s, n) for s, n in product(range(seeds), names)], executor, planned)
+>>>>>>> h-full
 
 class Campaign:
     "How far many runs are: done, running, left, and the time that is left"
@@ -203,7 +208,7 @@ def news_of(r: Run) -> str:
     spent = "" if r.news == "read" else f", {seconds:.0f} s of training"
     return f"{r.method}, seed {r.config['seed']}: mean AP {r.scores.AP.mean():.3f}, {r.news}{spent}"
 
-# %% ../nbs/33a_campaign.ipynb #3e511713
+# %% ../nbs/33a_campaign.ipynb #b985143a
 def _run_elsewhere(card, jobs, executor, planned, retries):
     "Runs as jobs of an executor; chains stay here and hand out their networks"
     away = [i for i, j in enumerate(jobs) if not j.method.chain and (j.again or not is_finished(j.folder, FILES))]

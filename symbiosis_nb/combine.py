@@ -151,7 +151,8 @@ def submitted(
     while waiting or running:
         while waiting and len(running) < width:
             k = waiting.pop(0); begun[k] += 1
-            if isinstance(executor, str): pool.update_parameters(name=_job_name(names[k] if names else "network"), **(asked[k] if asked else requests()))
+            name, wants = _job_name(names[k] if names else "network"), asked[k] if asked else requests()
+            if isinstance(executor, str): pool.update_parameters(name=name, **wants)
             running[k] = pool.submit(partial(_with_threads, f, threads), items[k])
         for k, job in [(k, j) for k, j in running.items() if j.done()]:
             del running[k]

@@ -137,14 +137,9 @@ def train_all(
     where = {k: settings.pop(k) for k in ("on_bad", "start", "again") if k in settings}
     given = {n: weights_for(n, weights) for n in names}
     more = {n: {**settings, "weights": w} if w else settings for n, w in given.items()}
-<<<<<<< HEAD
     own, where = options or {}, dict(where, parsing=parsing, out=folder)
     jobs = [make_job(n, table, profile, s, own.get(n), more[n], **where) for s, n in product(range(seeds), names)]
     return run_all(jobs, executor, planned)
-=======
-    one = lambda s, n: make_job(n, table, profile, s, (options or {}).get(n), more[n], parsing=parsing, out=folder, **where)
-    return run_all([one(s, n) for s, n in product(range(seeds), names)], executor, planned)
->>>>>>> h-full
 
 class Campaign:
     "How far many runs are: done, running, left, and the time that is left"

@@ -6,7 +6,7 @@
 __all__ = ['PIXELS', 'REHEARSALS', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'rehearsal', 'length',
            'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'job_of', 'plan']
 
-# %% ../nbs/33b_plan.ipynb #58f36426
+# %% ../nbs/33b_plan.ipynb #572317e4
 import math, shutil, time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from fastai.data.core import DataLoaders
 from IPython.display import display
 
 from .callbacks import seeded
+from .campaign import said_time
 from .combine import attribute_job, joint_job, schemes_of, step_job, valid_score
 from .core import DataError, cache_dir, default_device, digest, hardware, progress, read_json, write_json
 from .data.loaders import Field, attribute_dls, parsing_loader
@@ -40,7 +41,7 @@ from .needs.masks import PARSERS, parser_config, require_parsing, to_regions
 from .training import build_model
 from .vocab import FACE7, HELEN
 
-# %% ../nbs/33b_plan.ipynb #0dafc464
+# %% ../nbs/33b_plan.ipynb #d0e1c5cf
 @dataclass
 class Piece:
     "One network that has to be trained for a row"
@@ -89,7 +90,7 @@ def _attribute_pieces(name, job, like, start, known):
         start = max((Run(j.folder) for j in steps), key=valid_score).folder if known else None
     return found
 
-# %% ../nbs/33b_plan.ipynb #f6238bb7
+# %% ../nbs/33b_plan.ipynb #a95de146
 class _Steps(Callback):
     "Seconds of every training step, and of every batch that is only looked at; when each step ended, pass by pass"
     order = 90
@@ -200,7 +201,7 @@ def _kept_bytes(kind, model, dls):
     finally:
         if hasattr(model, "training_outputs"): model.joint = False
 
-# %% ../nbs/33b_plan.ipynb #732787bb
+# %% ../nbs/33b_plan.ipynb #a50c6548
 def _parts(piece):
     "Samples of the training, validation and test parts"
     counts = piece.job.table.counts() if piece.kind == "attributes" else piece.job.parsing.counts()
@@ -251,7 +252,7 @@ def stores(job: Job) -> dict:  # what it is, in words -> bytes
     if beside := _beside(job): found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = len(job.table)*beside
     return found
 
-# %% ../nbs/33b_plan.ipynb #2c130c79
+# %% ../nbs/33b_plan.ipynb #62ac2edb
 GIB = 2**30
 
 def free_memory() -> float | None:
@@ -276,8 +277,8 @@ class Plan:
         rows = self.rows
         left, hours = int((rows.networks - rows.done).sum()), self.hours
         if not left: return f"plan: all {len(rows)} runs are finished, 0 hours of training"
-        took = "less than a minute" if hours < 1/60 else f"{60*hours:.0f} minutes" if hours < 1 else f"{hours:.1f} hours" if hours < 48 else f"{hours:,.0f} hours ({hours/24:.0f} days)"
-        return (f"plan: {'' if took.startswith('less') else 'about '}{took} of training on {hardware()}, {left} networks to train for {len(rows)} runs, "
+        took = f"{hours:.1f} hours ({said_time(3600*hours)})"
+        return (f"plan: about {took} of training on {hardware()}, {left} networks to train for {len(rows)} runs, "
                 f"{rows['disk GiB'].sum():.1f} GiB of disk ({self.free/GIB:.0f} free)")
 
     def table(self) -> pd.DataFrame:
@@ -312,7 +313,7 @@ def _refuse_disk(p):
     p.refusals = [r for r in p.refusals if "of stores and results" not in r] + ([words] if need > p.free else [])
     return p
 
-# %% ../nbs/33b_plan.ipynb #4a357e73
+# %% ../nbs/33b_plan.ipynb #664f25ee
 def plan_jobs(
     jobs: list,   # `Job`s, one per row, in the order in which they will run
 ) -> Plan:
@@ -329,9 +330,9 @@ def plan_jobs(
         most = costs.memory.max() if len(found) else 0.
         if memory and most > memory:
             refusals.append(f"{job.called}: a step takes about {most/GIB:.1f} GiB of memory, {memory/GIB:.1f} are there: smaller bs= or size=")
-        rows.append({"run": job.called, "seed": job.seed, "networks": len(found), "done": len(found) - len(todo), "steps": costs.steps.sum(),
-                     "million images": costs.images.sum()/1e6, "disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB,
-                     "hours": costs.hours.sum()})
+        work = {"networks": len(found), "done": len(found) - len(todo), "steps": costs.steps.sum(), "million images": costs.images.sum()/1e6}
+        space = {"disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB}
+        rows.append({"run": job.called, "seed": job.seed, **work, **space, "hours": costs.hours.sum()})
     return _refuse_disk(Plan(pd.DataFrame(rows), refusals, shutil.disk_usage(cache_dir()).free))
 
 def job_of(

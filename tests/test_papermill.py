@@ -23,14 +23,14 @@ def cache(tmp_path_factory): return tmp_path_factory.mktemp("cache")
 
 
 def test_smoke_from_another_folder(tmp_path, cache):
-    done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "methods", "avg_pool ssp", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "methods", "avg_pool inception ssp", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path/"results"/"celeba.html").read_text()
     assert "synthetic" in page and "Avg. pooling" in page and "src=\"http" not in page
     cells = json.loads((tmp_path/"out.ipynb").read_text())["cells"]
     first = next("".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream")
     assert "synthetic" in first.splitlines()[0], "the first line must say that the faces are synthetic"
-    assert len(list((tmp_path/"results"/"runs").glob("*/done.json"))) == 3  # two methods and the parser
+    assert len(list((tmp_path/"results"/"runs").glob("*/done.json"))) == 3  # two methods (one run serves two rows) and the parser
     assert (tmp_path/"results"/"celeba"/"localisation.csv").is_file() and "Where the models look" in page
 
 

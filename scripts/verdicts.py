@@ -1,6 +1,6 @@
 """Which verdicts of the side-by-side cards changed since an older commit, and by which repair.
 
-    python scripts/verdicts.py 8bb9308     # writes reports/verdicts.csv
+    python scripts/verdicts.py COMMIT     # writes reports/verdicts.csv
 
 Numbers are read from the kept `claims.csv`, `own_comparisons.csv` and `comparisons.csv`, then and now; the words say what was repaired in between."""
 import io
@@ -50,7 +50,8 @@ def now(card):
     own = ROOT/"reports"/card/"comparisons.csv"
     for r in pd.read_csv(own, **text).to_dict("records"):
         name = next(iter(r.values()))
-        rows[f"{name} − Avg. pooling" if "−" not in name else name] = {**r, "metric": "AP", "interval": f"[{r['low']}, {r['high']}]", "verdict": r["standing"]}
+        verdict = {"above": "holds", "below": "does not hold"}.get(r["standing"], "cannot tell")
+        rows[name] = {**r, "metric": "AP", "interval": f"[{r['low']}, {r['high']}]", "verdict": verdict}
     return rows
 
 
@@ -63,9 +64,10 @@ def main():
             if claim not in before or id not in today: continue
             old, new = before[claim], today[id]
             short = lambda v: v.split(":")[0]
-            out.append({"measured on": measured, "claim": claim, "id": id, "before (AP)": f"{old['difference']} {old['interval']}", "verdict before": short(old["verdict"]),
-                        "metric now": new["metric"], "now": f"{new['difference']} {new['interval']}", "verdict now": short(new["verdict"]),
-                        "changed": "yes" if short(old["verdict"]) != short(new["verdict"]) else "", "repair": repair})
+            was, found = short(old["verdict"]), short(new["verdict"])
+            out.append({"measured on": measured, "claim": claim, "id": id, "before (AP)": f"{old['difference']} {old['interval']}",
+                        "verdict before": was, "metric now": new["metric"], "now": f"{new['difference']} {new['interval']}",
+                        "verdict now": found, "changed": "yes" if was != found else "", "repair": repair})
     pd.DataFrame(out).to_csv(ROOT/"reports"/"verdicts.csv", index=False)
 
 

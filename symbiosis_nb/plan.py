@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from IPython.display import display
 
 from .callbacks import seeded
 from .campaign import said_time
@@ -295,10 +294,16 @@ class Plan:
     ):
         "Show the plan; raise `DataError` for what will not fit, and `SystemExit` where only the plan was asked for, which papermill takes as an end"
         print(self.first_line(), flush=True)
-        display(self)
+        _display(self)
         if self.refusals and not only: raise DataError("this will not fit, so nothing was begun", self.refusals)
         for r in self.refusals: print(f"will not fit: {r}")
         if only: raise SystemExit(0)
+
+def _display(it):
+    "As a cell shows it, or as text where there is no notebook"
+    try: from IPython.display import display
+    except ImportError: display = print
+    display(it)
 
 def joined(
     *plans: Plan,

@@ -10,9 +10,9 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: reproduce plan demo test test-slow test-gpu test-lab lab docs export readme install clean
 
-# a plan is among the first things that a notebook prints; its line is brought to the top. SHELL: a failing papermill must fail make
+# a plan is among the first things that a notebook prints; its line is brought to the top. SHELL: a failing papermill must fail make. Not awk: mawk waits for whole blocks
 SHELL := /bin/bash
-FIRST := awk '!said && /^plan:/ {print; printf "%s", held; said = 1; fflush(); next} !said {held = held $$0 "\n"; next} {print; fflush()} END {if (!said) printf "%s", held}'
+FIRST := $(BIN)/python scripts/plan_first.py
 
 # folders of data sets, as far as the notebook knows them: DATA (the set that is measured), PARSING (Helen or LIP), CELEBA (where LFWA starts from), LFWA
 # (the small set of abstraction, blan, pse, general_to_specific); WEIGHTS="pse=FILE general_to_specific=FILE", or scratch

@@ -151,3 +151,14 @@ def test_two_processes_train_as_one(kind, tmp_path):
     assert [found[k]["world"] for k in commands] == [1, 2]
     np.testing.assert_allclose(found["one"]["weights"], found["two"]["weights"], atol=1e-5)
     assert not np.allclose(found["one"]["weights"], found["one"]["start"], atol=1e-4), "nothing was trained"
+
+
+def test_the_plan_comes_first_and_nothing_waits():
+    "make reproduce: the hours are the first line; what follows is passed on line by line, not in blocks"
+    script = [sys.executable, str(Path(__file__).parents[1]/"scripts/plan_first.py")]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as p:
+        for line in ("Executing\n", "plan: 2 hours\n", "first run\n"): p.stdin.write(line); p.stdin.flush()
+        assert [p.stdout.readline() for _ in range(3)] == ["plan: 2 hours\n", "Executing\n", "first run\n"]   # while more may come
+        p.stdin.close()
+    done = subprocess.run(script, input="no plan\n", capture_output=True, text=True)
+    assert done.stdout == "no plan\n"

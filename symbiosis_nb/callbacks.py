@@ -221,6 +221,7 @@ class Checkpoint(Callback):
 # %% ../nbs/28_callbacks.ipynb #bafffe91
 @patch
 def after_epoch(self: Checkpoint):
+    "Write everything that going on from here takes"
     if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch: return
     r = self.recorder
     state = dict(code=self.code, model=_plain(self.model.state_dict()), opt=_plain(self.opt.state_dict()),
@@ -242,6 +243,7 @@ def _read(self: Checkpoint):
 
 @patch
 def before_fit(self: Checkpoint):
+    "Read the checkpoint, where there is one of this code"
     if not self.file.exists(): return
     state = self._read()
     if state["code"] != self.code:
@@ -262,6 +264,7 @@ def before_fit(self: Checkpoint):
 
 @patch
 def before_epoch(self: Checkpoint):
+    "Put random numbers and smoothed loss where they were"
     if self.state is None: return
     _set_rng_state(self.learn, self.state["rng"])
     r = self.recorder.smooth_loss; r.count, r.val = self.state["smooth"]

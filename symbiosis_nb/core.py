@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, SoftFileLock, Timeout
 from tqdm import tqdm
 
+# %% ../nbs/00_core.ipynb #45836f9b
 try: import fcntl
 except ImportError: fcntl = None   # Windows
 

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'REHEARSALS', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'rehearsal', 'length',
-           'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'job_of', 'plan']
+           'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'plan']
 
 # %% ../nbs/33b_plan.ipynb #572317e4
 import math, shutil, time
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,14 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
 from .callbacks import seeded
-from .campaign import said_time
+from .campaign import said_time, study_jobs
 from .combine import attribute_job, joint_job, schemes_of, step_job, valid_score
 from .core import DataError, cache_dir, default_device, digest, hardware, progress, read_json, write_json
 from .data.loaders import Field, attribute_dls, parsing_loader
 from .data.pixels import WHOLE, has_pixels
 from .data.tables import AttributeTable, ParsingTable
 from .inputs import augmentation
-from .jobs import Job, make_job, method_code, weights_for
+from .jobs import Job, job_of, method_code  # noqa: people look for `job_of` here
 from .kept import FILES, Run, is_finished
 from .learner import adversarial_learner, attribute_learner, parsing_learner
 from .models.abstraction import MultiscaleDiscriminator, init_gan
@@ -113,6 +112,7 @@ def _batch(bs, size):
     n = bs if torch.cuda.is_available() else PIXELS//(size[0]*size[1])
     return max(2, min(bs, n))
 
+# %% ../nbs/33b_plan.ipynb #fab69669
 def _attribute_rehearsal(job, bs, n):
     "A learner of the job's own network on noise: `n` pictures in batches of `bs`"
     need, p = job.need, replace(job.profile, weights=None)
@@ -126,6 +126,7 @@ def _attribute_rehearsal(job, bs, n):
     return partial(attribute_learner, dls, model, ready.loss), dls, model
 
 def _parser_rehearsal(job, bs, n):
+    "A learner of the job's parser on noise"
     table, p = to_regions(require_parsing(job), FACE7), job.profile
     rows = ParsingTable("made up", table.regions, ["none"]*n, ["train"]*n, lambda i: None)
     labels, image = noise(n, *p.size) % len(table.regions), Field("image", noise(n, *p.size, 3))
@@ -135,6 +136,7 @@ def _parser_rehearsal(job, bs, n):
     return partial(parsing_learner, dls, net, len(table.regions)), dls, net
 
 def _generator_rehearsal(job, bs, n):
+    "A learner of the job's generator and its judges on noise"
     g, config = job.profile.generator, generator_config(to_regions(require_parsing(job), HELEN), job.profile)
     pictures = noise(n, *config["size"], 3)
     fields = [Field("image", pictures), Field("picture", pictures), Field("picture", pictures)]
@@ -148,6 +150,7 @@ def _generator_rehearsal(job, bs, n):
 
 REHEARSALS = dict(attributes=_attribute_rehearsal, parser=_parser_rehearsal, generator=_generator_rehearsal)
 
+# %% ../nbs/33b_plan.ipynb #b02ebc17
 def recipe_of(piece: Piece):
     "How a piece is trained"
     p = piece.job.profile
@@ -340,19 +343,6 @@ def plan_jobs(
         rows.append({"run": job.called, "seed": job.seed, **work, **space, "hours": costs.hours.sum()})
     return _refuse_disk(Plan(pd.DataFrame(rows), refusals, shutil.disk_usage(cache_dir()).free))
 
-def job_of(
-    method: str,
-    table: AttributeTable,
-    profile: str = "demo",
-    seed: int = 0,
-    out: str | Path = "runs",
-    parsing=None, on_bad: str = "raise", options=None, start=None, executor=None, again=False,
-    **overrides,
-) -> Job:
-    "The job of `runs.run` with the same arguments"
-    where = dict(out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
-    return make_job(method, table, profile, seed, options, overrides, **where)
-
 def plan(
     names: list,         # of methods
     table: AttributeTable,
@@ -365,8 +355,4 @@ def plan(
     **settings,          # of `run`, the same for all
 ) -> Plan:
     "What `campaign.train_all` with these arguments will cost"
-    where = {k: settings.pop(k) for k in ("on_bad", "executor", "again") if k in settings}
-    given = {n: weights_for(n, weights) for n in names}
-    more = {n: {**settings, "weights": w} if w else settings for n, w in given.items()}
-    own, where = options or {}, dict(where, parsing=parsing, out=folder)
-    return plan_jobs([make_job(n, table, profile, s, own.get(n), more[n], **where) for s, n in product(range(seeds), names)])
+    return plan_jobs(study_jobs(names, table, profile, seeds, folder, parsing, weights, options, **settings))

@@ -45,23 +45,6 @@ class Card:
         "What the runs were trained, selected and measured on: samples per split, of the run with the fewest"
         every = (r.config["counts"] | dict(test=len(r.arrays["test_targets"])) for r in self.runs)
         return min(every, key=lambda c: sum(c.values()))
-    @property
-    def kind(self) -> str:
-        "What these numbers may be compared with, a key of `SAYS`"
-        kind = kind_of(self.runs[0].config["data"], self.counts)
-        drawn = any("synthetic" in name.lower() for r in self.runs for name in learnt_from(r))
-        return "mixed" if drawn and kind != "synthetic" else kind
-    @property
-    def variant(self) -> str | None:
-        "Image set whose printed numbers stand beside: CelebA's aligned or original pictures; None where there is one set"
-        return dict(aligned="aligned", whole="original").get(self.table.frame)
-    @property
-    def covers(self) -> str:
-        "What the intervals resample"
-        who, n = "images" if self.runs[0].identity is None else "people", [len(self.of(m)) for m in self.methods]
-        if min(n) > 1: return f"{who} and seeds"
-        return f"{who}, and seeds where a method has several" if max(n) > 1 else f"{who}, not seeds: there is one per method"
-
     @cached_property
     def weights(self) -> np.ndarray:  # (replicates, N)
         "How frequently each test image is drawn"
@@ -91,6 +74,26 @@ class Card:
         "The methods by mean average precision, the best first"
         means = {m: f.AP.mean() for m, f in self.frames().items()}
         return sorted(self.methods, key=lambda m: -np.nan_to_num(means[m], nan=-1))
+
+# %% ../nbs/50_report.ipynb #4e636748
+@patch(as_prop=True)
+def kind(self: Card) -> str:
+    "What these numbers may be compared with, a key of `SAYS`"
+    kind = kind_of(self.runs[0].config["data"], self.counts)
+    drawn = any("synthetic" in name.lower() for r in self.runs for name in learnt_from(r))
+    return "mixed" if drawn and kind != "synthetic" else kind
+
+@patch(as_prop=True)
+def variant(self: Card) -> str | None:
+    "Image set whose printed numbers stand beside: CelebA's aligned or original pictures; None where there is one set"
+    return dict(aligned="aligned", whole="original").get(self.table.frame)
+
+@patch(as_prop=True)
+def covers(self: Card) -> str:
+    "What the intervals resample"
+    who, n = "images" if self.runs[0].identity is None else "people", [len(self.of(m)) for m in self.methods]
+    if min(n) > 1: return f"{who} and seeds"
+    return f"{who}, and seeds where a method has several" if max(n) > 1 else f"{who}, not seeds: there is one per method"
 
 # %% ../nbs/50_report.ipynb #d1d487ef
 def printed_method(name: str):

@@ -18,7 +18,7 @@ from .combine import average_runs, chain_runs, joined_cost, mean_arrays, one_att
 from .computed import kept_score
 from .core import folder_lock
 from .data.tables import AttributeTable
-from .jobs import Job, check_beside, make_job
+from .jobs import Job, check_beside, job_of
 from .kept import FILES, Run, is_finished, score
 from .learner import process_rank
 from .predictor import Predictor, load_model
@@ -27,6 +27,7 @@ from .training import build_model, finish, start_from, train
 # %% ../nbs/33_runs.ipynb #37a09a5f
 def run_job(job: Job) -> Run:
     "The finished run of a job: read when it is there, gone on with when it was cut off, trained when it is not"
+    check_beside(job.table, job.method, job.parsing)
     folder = job.folder
     if process_rank()[0] > 0: return _train_along(job, folder)
     with folder_lock(folder, done="" if job.again else "done.json"):
@@ -68,10 +69,7 @@ def run(
     **overrides,                # fields of `Profile` or `Recipe`: `backbone`, `size`, `epochs`, `lr`, `schedule`, ...
 ) -> Run:
     "Train and measure one method on one table; reads what is done, goes on with what was cut off"
-    where = dict(out=out, parsing=parsing, on_bad=on_bad, start=start, executor=executor, again=again)
-    job = make_job(method, table, profile, seed, options, overrides, **where)
-    check_beside(table, job.method, parsing)
-    return run_job(job)
+    return run_job(job_of(method, table, profile, seed, out, parsing, on_bad, options, start, executor, again, **overrides))
 
 # %% ../nbs/33_runs.ipynb #fbcc2614
 def collect(

@@ -322,7 +322,9 @@ def images_by_stem(
     return {stem_of(n): p for n, p in list_images(place, deep).items()}
 
 # %% ../../nbs/02a_data.files.ipynb #66f61a88
-def count_parts(split): return ", ".join(f"{s} {(np.asarray(split) == s).sum():,}" for s in SPLITS)
+def count_parts(split) -> str:
+    "How many samples each part has, in words"
+    return ", ".join(f"{s} {(np.asarray(split) == s).sum():,}" for s in SPLITS)
 
 def keep_complete(
     name: str,          # the data set, for messages

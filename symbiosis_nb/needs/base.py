@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
+from fastcore.basics import patch
 from torch import nn
 
 from ..data.loaders import Augment, Field
@@ -62,55 +63,87 @@ class Need:
     options: tuple = ()   # keywords that it reads from a run's `options`, beside those of the model
     alone = True          # the model looks at the whole picture alone
 
-    def stored(self, job) -> tuple:
-        "(height, width) of the pictures that are kept for training"
-        return job.profile.recipe.stored(job.profile.size)
-    def framed(self, job) -> View:
-        "What is kept of every picture: the whole, or a box where the table says so"
-        return box_view(job.table.boxes) if job.table.frame == "box" else WHOLE
-    def native_box(self, job) -> tuple | None:
-        "x, y, width, height of what is seen of an aligned picture; None: the whole. Raises `LookupError` where no one box serves all"
-        return None
-    def pictures(self, job) -> ArrayStore:
-        "The table's pixels at the profile's size: whole images, or boxes where the table says so"
-        if uses_native(job): return SizedStore(pixel_store(job.table, NATIVE, on_bad=job.on_bad), self.stored(job), self.native_box(job))
-        return pixel_store(job.table, self.stored(job), self.framed(job), job.on_bad)
-    def fields(self, job, pixels: ArrayStore) -> list:
-        "The stores of a batch: the picture, then what the method takes beside it"
-        return [Field("image", pixels, crop=self.patch(job, job.profile.size))]
-    def made_up(self, job, n: int) -> list:
-        "Fields of `n` samples of noise, shaped like those of `fields`: what a step costs is timed on them"
-        return [Field("image", noise(n, *self.stored(job), 3), crop=self.patch(job, job.profile.size))]
-    def rehearse(self, job, ready: "Ready", bs: int, n: int) -> "Ready":
-        "What else differs where steps are timed on `n` samples of noise; see `complete`"
-        return ready
-    def patch(self, job, size: tuple) -> tuple | None:
-        "The part of a stored picture, or map, that the model sees; None: all of it"
-        return tuple(size) if job.profile.recipe.margin > 1 else None
-    def augment(self, augment: Augment) -> Augment:
-        "What happens to pictures in training, given what the recipe says"
-        return augment
-    def helpers(self, job) -> dict:
-        "The trained networks that made the further fields: name -> `Kept`"
-        return {}
-    def complete(self, job, ready: Ready) -> Ready:
-        "What else differs; called last"
-        return ready
-    def metrics(self, ready: Ready) -> list:
-        "fastai metrics beside the attributes'"
-        return []
-    def restore(self,
-        folder: Path,    # of a finished run
-        profile: dict,   # from its config
-    ) -> nn.Module | None:   # normalised pictures -> the further input; one that says which size it `wants` is told the model's size too
-        "The network that makes the further input of a photograph; raises `DataError` when a photograph is not enough"
-        return None
-    def view(self, job) -> dict:
-        "What a predictor must know of how pictures were framed, beside the table's frame; kept in the run's config"
-        return {}
-    def look(self, run) -> dict:
-        "How a photograph is framed: keywords of `predictor.Look`"
-        return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
+# %% ../../nbs/29_needs.base.ipynb #fd944726
+@patch
+def stored(self: Need, job) -> tuple:
+    "(height, width) of the pictures that are kept for training"
+    return job.profile.recipe.stored(job.profile.size)
+
+@patch
+def framed(self: Need, job) -> View:
+    "What is kept of every picture: the whole, or a box where the table says so"
+    return box_view(job.table.boxes) if job.table.frame == "box" else WHOLE
+
+@patch
+def native_box(self: Need, job) -> tuple | None:
+    "x, y, width, height of what is seen of an aligned picture; None: the whole. Raises `LookupError` where no one box serves all"
+    return None
+
+@patch
+def pictures(self: Need, job) -> ArrayStore:
+    "The table's pixels at the profile's size: whole images, or boxes where the table says so"
+    if uses_native(job): return SizedStore(pixel_store(job.table, NATIVE, on_bad=job.on_bad), self.stored(job), self.native_box(job))
+    return pixel_store(job.table, self.stored(job), self.framed(job), job.on_bad)
+
+@patch
+def patch(self: Need, job, size: tuple) -> tuple | None:
+    "The part of a stored picture, or map, that the model sees; None: all of it"
+    return tuple(size) if job.profile.recipe.margin > 1 else None
+
+@patch
+def fields(self: Need, job, pixels: ArrayStore) -> list:
+    "The stores of a batch: the picture, then what the method takes beside it"
+    return [Field("image", pixels, crop=self.patch(job, job.profile.size))]
+
+@patch
+def augment(self: Need, augment: Augment) -> Augment:
+    "What happens to pictures in training, given what the recipe says"
+    return augment
+
+# %% ../../nbs/29_needs.base.ipynb #e4e4184d
+@patch
+def helpers(self: Need, job) -> dict:
+    "The trained networks that made the further fields: name -> `Kept`"
+    return {}
+
+@patch
+def complete(self: Need, job, ready: Ready) -> Ready:
+    "What else differs; called last"
+    return ready
+
+@patch
+def metrics(self: Need, ready: Ready) -> list:
+    "fastai metrics beside the attributes'"
+    return []
+
+@patch
+def made_up(self: Need, job, n: int) -> list:
+    "Fields of `n` samples of noise, shaped like those of `fields`: what a step costs is timed on them"
+    return [Field("image", noise(n, *self.stored(job), 3), crop=self.patch(job, job.profile.size))]
+
+@patch
+def rehearse(self: Need, job, ready: "Ready", bs: int, n: int) -> "Ready":
+    "What else differs where steps are timed on `n` samples of noise; see `complete`"
+    return ready
+
+# %% ../../nbs/29_needs.base.ipynb #12e90cde
+@patch
+def restore(self: Need,
+    folder: Path,    # of a finished run
+    profile: dict,   # from its config
+) -> nn.Module | None:   # normalised pictures -> the further input; one that says which size it `wants` is told the model's size too
+    "The network that makes the further input of a photograph; raises `DataError` when a photograph is not enough"
+    return None
+
+@patch
+def view(self: Need, job) -> dict:
+    "What a predictor must know of how pictures were framed, beside the table's frame; kept in the run's config"
+    return {}
+
+@patch
+def look(self: Need, run) -> dict:
+    "How a photograph is framed: keywords of `predictor.Look`"
+    return dict(margin=run.config["profile"]["recipe"].get("margin", 1.))
 
 # %% ../../nbs/29_needs.base.ipynb #c787ed2d
 NEEDS: dict = {}   # name -> `Need`

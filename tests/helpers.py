@@ -1,12 +1,15 @@
-"What several test files need: a small picture set, and a subprocess that trains on it."
+"What several test files need: a small picture set, a subprocess that trains on it, a training that is stopped."
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from symbiosis_nb.callbacks import Checkpoint
 from symbiosis_nb.data.tables import AttributeTable
 from symbiosis_nb.vocab import CELEBA
 
@@ -41,3 +44,15 @@ def training(folder, out, cache, more="", **env):
     code = TRAIN.format(tests=str(Path(__file__).parent), folder=str(folder), out=str(out), more=more)
     env = {**os.environ, "SYMBIOSIS_CACHE": str(cache), "SYMBIOSIS_QUIET": "1", "OMP_NUM_THREADS": "1", **env}
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def stopped_after(monkeypatch, epoch):
+    "Training is stopped, as by hand, once the checkpoint of this epoch is written"
+    after = Checkpoint.after_epoch
+    def stop(self):
+        after(self)
+        if self.epoch == epoch: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, "after_epoch", stop)
+        with pytest.raises(KeyboardInterrupt): yield

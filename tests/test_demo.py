@@ -72,17 +72,12 @@ def address(trained):
 
 
 @pytest.fixture
-def page(address):
-    sync = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None: pytest.skip("no Chromium on this machine")
-    with sync.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport=dict(width=1300, height=900)); page.asked, page.faults = [], []
-        page.on("request", lambda r: page.asked.append(r.url)); page.on("pageerror", lambda e: page.faults.append(str(e)))
-        page.goto(address); page.wait_for_selector("#photograph input[type=file]", state="attached", timeout=60_000)
-        yield page
-        browser.close()
+def page(browser, address):
+    page = browser.new_page(viewport=dict(width=1300, height=900)); page.asked, page.faults = [], []
+    page.on("request", lambda r: page.asked.append(r.url)); page.on("pageerror", lambda e: page.faults.append(str(e)))
+    page.goto(address); page.wait_for_selector("#photograph input[type=file]", state="attached", timeout=60_000)
+    yield page
+    page.close()
 
 
 def upload(page, file):

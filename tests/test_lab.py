@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-sync = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 JUPYTER = shutil.which("jupyter")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and JUPYTER and shutil.which("make")), reason="needs chromium, jupyter and make")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (JUPYTER and shutil.which("make")), reason="needs jupyter and make")]
 HERE = ROOT/"reports"/"local"   # git ignores it
 RED = '[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]'
 
@@ -40,14 +38,6 @@ def lab(tmp_path_factory):
     yield address
     os.killpg(server.pid, 15)
     server.wait(20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

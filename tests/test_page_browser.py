@@ -1,6 +1,4 @@
 "The report page in a real browser: it sorts, fits a telephone, prints whole. Needs playwright and Debian's chromium; skipped where they are not"
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,7 @@ from symbiosis_nb.page import write_html
 from symbiosis_nb.report import Card
 from symbiosis_nb.runs import Run, run
 
-sync = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no chromium")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +18,6 @@ def address(tmp_path_factory):
     two = [run(m, table, "smoke", out=home/"runs", limit=None) for m in ("avg_pool", "spp_net")]
     many = [Run(two[k % 2].folder, f"method {k:02d}") for k in range(19)]
     return write_html(Card(many, table, 20, baseline="method 00"), home/"page.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.mark.parametrize("width", [1300, 800, 400])

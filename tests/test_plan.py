@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import picture_table
+from helpers import picture_table, stopped_after
 from symbiosis_nb.campaign import Campaign, run_all, said_time, train_all
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
@@ -71,14 +71,7 @@ def test_what_does_not_fit_is_refused_by_name(data, tmp_path, monkeypatch):
 
 def test_a_checkpoint_shortens_the_plan(data, tmp_path, monkeypatch):
     table, _ = data
-    from symbiosis_nb.callbacks import Checkpoint
-    after = Checkpoint.after_epoch
-    def stop(self):
-        after(self)
-        if self.epoch == 1: raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(Checkpoint, "after_epoch", stop)
-        with pytest.raises(KeyboardInterrupt): run("avg_pool", table, "smoke", out=tmp_path, epochs=4)
+    with stopped_after(monkeypatch, 1): run("avg_pool", table, "smoke", out=tmp_path, epochs=4)
     job = job_of("avg_pool", table, "smoke", out=tmp_path, epochs=4)
     half, whole = plan_jobs([job]).hours, plan_jobs([replace(job, out=tmp_path/"elsewhere")]).hours
     assert .4 < half/whole < .9

@@ -3,6 +3,7 @@
 SYMBIOSIS_TEST_DEVICE=cpu runs the same tests without a GPU, smaller, so that all but CUDA itself is exercised."""
 import csv
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from symbiosis_nb.core import hardware
 
 DEVICE = os.environ.get("SYMBIOSIS_TEST_DEVICE", "cuda")
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT/"tests"))   # its helpers
 ROWS = []
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from symbiosis_nb.callbacks import Checkpoint
+from helpers import stopped_after
 from symbiosis_nb.core import default_device, seed_everything
 from symbiosis_nb.data.loaders import Field, attribute_dls
 from symbiosis_nb.data.sources import open_faces, open_parsing
@@ -83,15 +83,9 @@ def test_resumed_on_the_device_is_bit_exact(data, tmp_path, monkeypatch):
     table, _ = data
     how = dict(epochs=4, precision="float32")
     whole = run("avg_pool", table, "smoke", out=tmp_path/"whole", **how)
-    after = Checkpoint.after_epoch
-    def stop(self):
-        after(self)
-        if self.epoch == 1: raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(Checkpoint, "after_epoch", stop)
-        with pytest.raises(KeyboardInterrupt): run("avg_pool", table, "smoke", out=tmp_path/"cut", **how)
+    with stopped_after(monkeypatch, 1): run("avg_pool", table, "smoke", out=tmp_path/"cut", **how)
     gone_on = run("avg_pool", table, "smoke", out=tmp_path/"cut", **how)
-    assert gone_on.news == "resumed after epoch 1"
+    assert gone_on.news == "resumed after epoch 2"
     for key in ("test_selected", "test_last", "valid_last"): np.testing.assert_array_equal(whole.arrays[key], gone_on.arrays[key])
 
 

@@ -186,6 +186,29 @@ def test_dilated_as_timm_dilates(stride):
     for ours, theirs in zip(trunk.taps(x), net(x), strict=True): torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("kernel, spread, shape", [(3, 2, (7, 6)), (5, 2, (14, 12)), (5, 4, (9, 7)), ((3, 5), 3, (4, 11))])
+def test_a_spread_depthwise_kernel_is_the_dilated_one(kernel, spread, shape):
+    torch.manual_seed(0)
+    kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    plain = nn.Conv2d(6, 6, kernel, padding=tuple(k//2 for k in kernel), groups=6).double()
+    assert bb.SpreadDepthwise.fits(plain)
+    dilated = nn.Conv2d(6, 6, kernel, padding=tuple(spread*(k//2) for k in kernel), dilation=spread, groups=6).double()
+    dilated.load_state_dict(plain.state_dict())
+    state = torch.get_rng_state(); dealt = bb.SpreadDepthwise(plain, spread)
+    assert torch.equal(state, torch.get_rng_state()) and list(dealt.state_dict()) == list(plain.state_dict())
+    grads = []
+    for net in (dealt, dilated):
+        torch.manual_seed(1); x = torch.randn(2, 6, *shape, dtype=torch.double, requires_grad=True)
+        y = net(x); y.square().sum().backward(); grads.append((y, x.grad, net.weight.grad, net.bias.grad))
+    for ours, theirs in zip(*grads): torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(4, 4, 3, groups=4),
+    nn.Conv2d(4, 4, 2, padding=1, groups=4), nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"), nn.Conv2d(4, 4, 3, 2, 1, groups=4)])
+def test_other_convolutions_are_spread_as_they_are(conv):
+    assert not bb.SpreadDepthwise.fits(conv)
+
+
 def test_inception_taps_earlier(tmp_path):
     whole = backbone("inception_v3", width=.25).eval()
     save_file(whole.state_dict(), tmp_path/"w.safetensors")

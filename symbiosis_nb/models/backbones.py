@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'VGG16', 'OF_TIMM', 'TRUNKS', 'OWN_WIDTH', 'TAPPED_EARLIER', 'Backbone', 'conv_block',
            'PoolBlock', 'pool_blocks', 'replace_pools', 'scaled', 'thin', 'init_he', 'FromImageNet', 'Residual',
-           'is_residual', 'fold_normalization', 'imagenet_file', 'DensePool', 'dilate', 'backbone']
+           'is_residual', 'fold_normalization', 'imagenet_file', 'DensePool', 'SpreadDepthwise', 'dilate', 'backbone']
 
 # %% ../../nbs/10_models.backbones.ipynb #031cd734
 import math, shutil, sys, urllib.request
@@ -367,6 +367,32 @@ class DensePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H/step,W/step)
         return F.max_pool2d(F.pad(x, self.pad, value=-math.inf), self.kernel, self.step, 0, self.spread)
 
+class SpreadDepthwise(nn.Conv2d):
+    "A depthwise convolution with a spread kernel, on a CPU done as a dense one on every `spread`-th place: the same numbers, sooner"
+    def __init__(self,
+        conv: nn.Conv2d,  # depthwise, keeps the map's size; its weights are taken over, not copied
+        spread: int,      # places between the kernel's values
+    ):
+        padding = tuple(spread*(k//2) for k in conv.kernel_size)
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, padding=padding, dilation=spread, groups=conv.groups,
+                         bias=conv.bias is not None, device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        "Whether a layer can be done so"
+        return (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and conv.stride == conv.dilation == (1, 1)
+                and all(k%2 and p == k//2 for k, p in zip(conv.kernel_size, conv.padding)) and conv.padding_mode == "zeros")
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H,W)
+        if x.device.type != "cpu" or torch.compiler.is_compiling(): return super().forward(x)
+        (b, c, h, w), d, narrow = x.shape, self.dilation[0], [k//2 for k in self.kernel_size]
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -w%d, 0, -h%d))
+        deals = x.unflatten(2, (-1, d)).unflatten(1, (-1, d)).permute(2, 4, 0, 1, 3, 5)   # (d, d, B, H/d, W/d, C)
+        y = F.conv2d(deals.flatten(0, 2).permute(0, 3, 1, 2), self.weight, self.bias, padding=narrow, groups=c)
+        y = y.permute(0, 2, 3, 1).unflatten(0, (d, d, b)).permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
+        return y[:, :h, :w].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
 def _strides_before(stages, in_channels):
     "Stride of the map that each convolution and max-pool takes"
     before, layers = {}, [m for s in stages for m in s.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
@@ -391,6 +417,7 @@ def dilate(
         if spread == 1 and step == one(m.stride): continue
         if isinstance(m, nn.MaxPool2d): setattr(*parents[m], DensePool(m, step, spread)); continue
         m.stride = (step, step)
+        if spread > 1 and SpreadDepthwise.fits(m): setattr(*parents[m], SpreadDepthwise(m, spread)); continue
         if m.kernel_size != (1, 1): m.dilation, m.padding = (tuple(n*spread for n in v) for v in (m.dilation, m.padding))
     return list(net)
 

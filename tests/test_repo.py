@@ -1,5 +1,6 @@
 "The library and its notebooks agree; notebooks are clean and parameterised; nothing is in git that must not be."
 import ast
+import builtins
 import csv
 import json
 import re
@@ -101,6 +102,25 @@ def test_lines_can_be_read(path):
     assert not found, found
 
 
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p in PAPERMILLED and p.stem != "benchmark" or p.stem == "index"], ids=name)
+def test_code_that_people_read_fits_the_page(path):
+    "JupyterLab wraps prose, and no code: at most 120 characters a line, strings and parameters too"
+    lines = [l for c in cells(path) if c["cell_type"] == "code" for l in "".join(c["source"]).splitlines()]
+    assert [l for l in lines if len(l) > 120] == []
+
+
+@pytest.mark.parametrize("path", PAPERMILLED, ids=name)
+def test_papermilled_notebooks_use_what_they_have(path):
+    "A name that nothing imports or assigns would stop a notebook in its middle; an import that nothing uses misleads"
+    nodes = [n for source in code_of(path) for n in ast.walk(ast.parse(source))]
+    brought = {(a.asname or a.name).split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    loaded = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    given = {*dir(builtins), "get_ipython", "display"}   # by Python, and by Jupyter
+    assert loaded - brought - made - given == set()
+    assert brought - loaded == set()
+
+
 @pytest.mark.parametrize("path", PAPERMILLED, ids=name)
 def test_papermilled_notebooks_define_nothing(path):
     "Parameters, calls, tables, figures: what has a name of its own stands in the library, with an example"
@@ -116,12 +136,21 @@ def test_reproduction_notebook(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     assert "parameters" in code[0]["metadata"].get("tags", []), "the first code cell must be tagged 'parameters', or papermill ignores every parameter"
     assert "refuse_unknown" in "".join(code[1]["source"])
-    known = set(re.search(r'refuse_unknown\(globals\(\), "([^"]+)"', "".join(code[1]["source"])).group(1).split())
+    calls = [n for n in ast.walk(ast.parse("".join(code[1]["source"]))) if isinstance(n, ast.Call)]
+    known = set(next(n.args[1].value for n in calls if getattr(n.func, "id", "") == "refuse_unknown").split())
     assigned = set(re.findall(r"(?m)^(\w+): ", "".join(code[0]["source"])))
     assert known == assigned, "the parameters cell and refuse_unknown must name the same parameters"
     stored = lambda c: {n.id for n in ast.walk(ast.parse("".join(c["source"]))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert not (again := known & set().union(*map(stored, code[1:]))), f"a parameter means what was asked for to the end; {again} is assigned again"
     assert not any(c["outputs"] for c in code), "sources are kept without outputs; executed notebooks live in reports/"
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem == "controls"], ids=lambda p: p.stem)
+def test_a_kept_empty_source_names_its_executed_copies(path):
+    text = "".join(next(c["source"] for c in cells(path) if c["cell_type"] == "markdown"))
+    line = next(l for l in text.splitlines() if l.startswith("**Executed**: ") and "its executed copies: " in l)
+    copies = {p.name for p in (ROOT/"reports").glob(f"{path.stem.removeprefix('reproduce_')}_*.ipynb")}
+    assert set(re.findall(r"\]\(\.\./reports/([^)]+)\)", line)) == copies != set()
 
 
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem == "own_data"], ids=lambda p: p.stem)

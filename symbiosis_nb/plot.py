@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'FEW', 'MARKS', 'VERDICTS', 'colours', 'told_apart', 'line_styles', 'best_first', 'show_faces',
            'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots', 'reliability', 'difference_bars',
-           'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'atlas', 'region_names', 'region_weights',
-           'atlas_panels', 'region_atlas', 'stretched', 'lay_over', 'heat_maps', 'predicted_regions', 'masks_on',
-           'where_sheet', 'picture_rows', 'tiles', 'top_activations', 'pointing_bars']
+           'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'gain_curves', 'atlas', 'region_names',
+           'region_weights', 'atlas_panels', 'region_atlas', 'stretched', 'lay_over', 'heat_maps', 'predicted_regions',
+           'masks_on', 'where_sheet', 'picture_rows', 'tiles', 'top_activations', 'pointing_bars']
 
 # %% ../nbs/41_plot.ipynb #37b0aa31
 import math
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -254,6 +255,30 @@ def share_curves(
         ax.set(xlabel="share of parsing images (%)", ylabel=f"{metric.replace('_', ' ')} (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     fig.tight_layout()
+    return fig
+
+# %% ../nbs/41_plot.ipynb #64bc38dc
+def gain_curves(
+    frame: pd.DataFrame,   # columns trunk, people (percent), method, metric, gain, low, high; gains in points
+):
+    "Gains over the baseline against the share of training people, one column a trunk, one row a metric; all panels of a row on one scale"
+    trunks, metrics, methods = (list(frame[c].unique()) for c in ("trunk", "metric", "method"))
+    shares, style = sorted(frame.people.unique()), line_styles(methods)
+    size = dict(figsize=(2.7*len(trunks) + 2.2, 2.3*len(metrics) + .4), layout="constrained")
+    fig, axes = plt.subplots(len(metrics), len(trunks), sharex=True, sharey="row", squeeze=False, **size)
+    for (row, metric), (column, trunk) in product(enumerate(metrics), enumerate(trunks)):
+        ax, here = axes[row, column], frame[(frame.metric == metric) & (frame.trunk == trunk)]
+        ax.axhline(0, color="grey", lw=.8)
+        for k, method in enumerate(methods):
+            f = here[here.method == method].sort_values("people")
+            beside = .12*(k - (len(methods) - 1)/2)   # so that intervals do not lie on each other
+            x = [shares.index(v) + beside for v in f.people]
+            ax.errorbar(x, f.gain, [f.gain - f.low, f.high - f.gain], ms=4, lw=1.2, capsize=2, **style[method])
+        ax.set_xticks(range(len(shares)), [f"{v:g}" for v in shares]); ax.set_xlim(-.5, len(shares) - .5)
+        if not row: ax.set_title(trunk, fontsize=9)
+        if not column: ax.set_ylabel(f"gain in {metric} (points)", fontsize=8)
+    for ax in axes[-1]: ax.set_xlabel("training people (%)", fontsize=8)
+    _legend(axes[0, -1], methods)
     return fig
 
 # %% ../nbs/41_plot.ipynb #8b9f4249

@@ -72,9 +72,8 @@ def labelled(
     which: str = "selected",   # weights: "selected" on validation, or "last"
 ) -> tuple:                    # logits, labels (0/1), known: (N, NA) arrays
     "Logits with labels, as the functions of `metrics` take them"
-    targets, same = arrays[f"{split}_targets"], arrays.get(f"{split}_selected")   # a small copy leaves out "last" where it is the same
-    logits = arrays.get(f"{split}_{which}", same).astype(np.float32, copy=False)
-    return logits, np.nan_to_num(targets), ~np.isnan(targets)
+    targets = arrays[f"{split}_targets"]
+    return arrays[f"{split}_{which}"], np.nan_to_num(targets), ~np.isnan(targets)
 
 def score(arrays: dict, vocab: AttributeVocab, which: str = "selected") -> pd.DataFrame:  # attribute x metric
     "Per-attribute scores on the test split, with thresholds tuned on validation; raises `DataError` for logits that are not finite"
@@ -103,8 +102,10 @@ class Run(Kept):
 
     @cached_property
     def arrays(self) -> dict:
-        "Everything in predictions.npz"
-        return self.arrays_of("predictions")
+        "Everything in predictions.npz; of a small copy (`keep_small`) as of the whole"
+        kept = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in self.arrays_of("predictions").items()}
+        same = {k.replace("_selected", "_last"): v for k, v in kept.items() if k.endswith("_selected")}
+        return same | kept
 
     def predictions(self, split: str = "test", which: str = "selected") -> tuple:
         "Logits, labels and known, (N, NA) each; see `labelled`"
@@ -162,7 +163,7 @@ def keep_helper(
     for file in ("config.json", "model.safetensors"):
         with atomic_write(folder/name/file) as tmp: shutil.copyfile(helper.folder/file, tmp)
 
-# %% ../nbs/24_kept.ipynb #84e48465
+# %% ../nbs/24_kept.ipynb #a04a54ca
 def keep_small(
     run: Run,
     folder: str | Path,  # of copies; the run's own goes into it

@@ -116,7 +116,8 @@ def test_reproduction_notebook(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     assert "parameters" in code[0]["metadata"].get("tags", []), "the first code cell must be tagged 'parameters', or papermill ignores every parameter"
     assert "refuse_unknown" in "".join(code[1]["source"])
-    known = set(re.search(r'refuse_unknown\(globals\(\), "([^"]+)"', "".join(code[1]["source"])).group(1).split())
+    calls = [n for n in ast.walk(ast.parse("".join(code[1]["source"]))) if isinstance(n, ast.Call) and ast.unparse(n.func) == "refuse_unknown"]
+    known = set(ast.literal_eval(calls[0].args[1]).split())
     assigned = set(re.findall(r"(?m)^(\w+): ", "".join(code[0]["source"])))
     assert known == assigned, "the parameters cell and refuse_unknown must name the same parameters"
     stored = lambda c: {n.id for n in ast.walk(ast.parse("".join(c["source"]))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}

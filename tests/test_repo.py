@@ -47,7 +47,7 @@ def test_notebook_is_clean(path):
 
 
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d", p.name)]
-PAPERMILLED = [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("benchmark", "claims", "controls", "own_data", "strength")]
+PAPERMILLED = [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("benchmark", "claims", "controls", "own_data", "strength", "cross")]
 
 
 def code_of(path, exported=False):

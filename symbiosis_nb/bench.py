@@ -101,10 +101,10 @@ def ssg_resident(
 def loss_step(
     model: nn.Module,
     x: Tensor, y: Tensor,  # pictures and labels, NaN where one is unknown
-    dtype=torch.float32,   # or torch.bfloat16, by autocast on the CPU
+    dtype=torch.float32,   # or torch.bfloat16, by autocast
 ):
     "Cross-entropy, forward and backward"
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32): logits = model(x)
+    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32): logits = model(x)
     binary_cross_entropy_with_logits(logits.float(), y.nan_to_num()).backward()
 
 def optimiser_step(model: nn.Module, opt, dtype, batch):
@@ -144,4 +144,5 @@ def endless(dl):
 
 class NotAhead(GatherDL):
     "A loader that begins a batch when the model asks for it"
+    def do_batch(self, rows): return self.create_batch(rows)
     def after_batch(self, b): return Ahead(self.plan(b), begin=False)

@@ -114,17 +114,15 @@ def target_store(
 # %% ../../nbs/31e_needs.abstraction.ipynb #175c98ce
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1], moved alike; fields are photograph, target, and the target of a mirrored photograph"
-    def plan(self, b):
-        how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
-        def make():
-            photo, target, *mirrored = b
-            if how is not None: target = torch.where(how["mirror"][:, None, None, None], mirrored[0], target)
-            return _signed(transform(self.fields[0], photo, how)), _signed(transform(self.fields[1], target, how))
-        return make
+    def make(self, b, drawn):
+        photo, target, *mirrored = b
+        if drawn is not None: target = torch.where(drawn["mirror"].to(target.device, non_blocking=True)[:, None, None, None], mirrored[0], target)
+        return _signed(transform(self.fields[0], photo, drawn)), _signed(transform(self.fields[1], target, drawn))
 
 def _signed(x):
     "Normalised pictures as a generator takes them, in [-1, 1]"
-    return (x*STD.to(x.device)[:, None, None] + MEAN.to(x.device)[:, None, None])*2 - 1
+    std, mean = (t.to(x.device, non_blocking=True)[:, None, None] for t in (STD, MEAN))
+    return (x*std + mean)*2 - 1
 
 # %% ../../nbs/31e_needs.abstraction.ipynb #b54c4724
 def pair_fields(

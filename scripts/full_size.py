@@ -4,8 +4,10 @@
     python scripts/full_size.py reading FOLDER     # the table and its digest, twice
     python scripts/full_size.py plan FOLDER        # what all methods with three seeds would cost here, profile "paper"
     python scripts/full_size.py card FOLDER OUT    # 19 methods x 3 seeds of made-up predictions in OUT: tables and page, made anew and read again
+    python scripts/full_size.py study FOLDER OUT   # one epoch of avg_pool and ssp at 40x32 on all 162,770: from the files to the page; then all of it again, read
 
-Every part prints seconds and the peak of the process's resident memory. Nothing here is a result: the predictions are noise around the labels."""
+Every part prints seconds and the peak of the process's resident memory. Nothing here is a result: the predictions of `card` are noise around
+the labels, and the faces of `study` are 4,000 drawn ones, many times."""
 import argparse
 import os
 import sys
@@ -21,6 +23,7 @@ import torch
 from symbiosis_nb import metrics, stats
 from symbiosis_nb.claims import Ledger, scored_card
 from symbiosis_nb.data.official import celeba
+from symbiosis_nb.data.parts import parsing_part
 from symbiosis_nb.data.sources import open_parsing
 from symbiosis_nb.data.synthetic import make_faces
 from symbiosis_nb.jobs import make_job
@@ -29,6 +32,7 @@ from symbiosis_nb.methods import METHODS
 from symbiosis_nb.page import write_html
 from symbiosis_nb.plan import plan
 from symbiosis_nb.report import Card, write_tables
+from symbiosis_nb.runs import run
 from symbiosis_nb.training import _forget_peak, _peak_memory
 
 SPLITS = (162_770, 19_867, 19_962)   # training, validation, test: 8,192, 985 and 1,000 people
@@ -153,14 +157,28 @@ def card(root: Path, out: Path, seeds: int = 3):
     with measured("the whole card, again"): whole_card([Run(r.folder) for r in runs], table, out, ", again")
 
 
+def study(root: Path, out: Path):
+    "What a person with all of CelebA goes through, with the smallest network: reading, plan, two trainings, predictions, card, page"
+    table = replace(reading(root), name="synthetic faces, as many as CelebA's")
+    parsing, profile, names = parsing_part(open_parsing(profile="demo")), "demo size=40x32 epochs=1", ["avg_pool", "ssp"]
+    with measured("plan"): planned = plan(names, table, profile, 1, out/"runs", parsing)
+    print(planned.first_line(), planned, *planned.refusals, sep="\n")
+    for again in ("", ", again"):
+        with measured(f"average pooling: pixels, one epoch, predictions{again}"): first = run("avg_pool", table, profile, out=out/"runs", parsing=parsing)
+        with measured(f"SSP: parser, masks, one epoch, predictions{again}"): second = run("ssp", table, profile, out=out/"runs", parsing=parsing)
+        with measured(f"card and page{again}"): whole_card([first, second], table, out, again)
+    for r in (first, second): print(r.method, {k: round(v, 1) for k, v in r.done["cost"].items() if isinstance(v, float)})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("layout", "reading", "plan", "card"))
+    parser.add_argument("what", choices=("layout", "reading", "plan", "card", "study"))
     parser.add_argument("root", type=Path, help="folder of the layout")
-    parser.add_argument("out", type=Path, nargs="?", help="folder of made-up runs")
+    parser.add_argument("out", type=Path, nargs="?", help="folder of runs")
     given = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if given.what == "layout": make_layout(given.root)
     if given.what == "reading": reading(given.root)
     if given.what == "plan": whole_plan(given.root, given.out or given.root)
     if given.what == "card": card(given.root, given.out or sys.exit("give a folder for the made-up runs"))
+    if given.what == "study": study(given.root, given.out or sys.exit("give a folder for the runs"))

@@ -30,8 +30,9 @@ def check_settings(
     "Raises `ValueError` for the first setting that cannot be meant, with what it may be"
     if not _is_number(seed, whole=True) or seed < 0: _refuse("seed", seed, "a whole number, 0 or more")
     for name, value in settings.items():
-        if name in COUNTS and value is not None and not (_is_number(value, whole=True) and value >= 1):
-            _refuse(name, value, "a whole number, 1 or more")
+        least = 0 if name == "epochs" else 1   # no epoch: the network that a run starts from is measured as it is
+        if name in COUNTS and value is not None and not (_is_number(value, whole=True) and value >= least):
+            _refuse(name, value, f"a whole number, {least} or more")
         if name in POSITIVE and not (_is_number(value) and value > 0): _refuse(name, value, "a number above 0")
     precision = settings.get("precision", "auto")
     if precision not in PRECISIONS: _refuse("precision", precision, " or ".join(PRECISIONS))

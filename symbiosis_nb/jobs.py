@@ -183,6 +183,8 @@ def make_job(
     serves = twin if twin and resolve(asked, twin) == p else m
     where = {k: as_path(v) if k == "out" or k == "start" and v is not None else v for k, v in where.items()}
     table = limit_table(table, p.limit)
+    if p.recipe.epochs_on(1) == 0 and where.get("start") is None:
+        raise ValueError("epochs=0 measures a network as it is: give the folder of the run that trained it as start=")
     check_data(table, serves, where.get("start"))
     check_options(serves, asked_options)
     check_crops(serves, p, table, options)

@@ -149,7 +149,7 @@ def fit_recipe(self: ResumableLearner, recipe: Recipe, cbs=None):
     self.opt.set_hyper("lr", lrs)
     steps = len(self.dls.train); epochs = recipe.epochs_on(steps)
     total = recipe.iterations or epochs*steps
-    schedule = {"lr": _Schedule(np.array(lrs), recipe.schedule, epochs*steps/total)}
+    schedule = {"lr": _Schedule(np.array(lrs), recipe.schedule, epochs*steps/max(total, 1))}
     self.fit(epochs, cbs=[ParamScheduler(schedule), *_length_callbacks(recipe), *(cbs or [])], lr=lrs, wd=recipe.wd)
 
 def _length_callbacks(recipe):

@@ -23,7 +23,7 @@ from .campaign import said_time, study_jobs
 from .combine import attribute_job, joint_job, schemes_of, step_job, valid_score
 from .core import DataError, cache_dir, default_device, digest, hardware, progress, read_json, write_json
 from .data.loaders import Field, attribute_dls, parsing_loader
-from .data.pixels import WHOLE, has_pixels
+from .data.pixels import DRAWN, SOFT, WHOLE, has_pixels
 from .data.tables import AttributeTable, ParsingTable
 from .inputs import augmentation
 from .jobs import Job, job_of, method_code  # noqa: people look for `job_of` here
@@ -34,7 +34,7 @@ from .models.adversarial import Adversary
 from .models.backbones import n_parameters
 from .models.cost import saved_bytes
 from .needs.abstraction import PairDL, generator_config, make_generator
-from .needs.base import NATIVE, Ready, made_up_table, noise, uses_native
+from .needs.base import NATIVE, Ready, made_up_table, noise, packs, uses_native
 from .needs.masks import PARSERS, parser_config, require_parsing, to_regions
 from .training import build_model
 from .vocab import FACE7, HELEN
@@ -159,7 +159,7 @@ def recipe_of(piece: Piece):
 def size_of(piece: Piece) -> tuple:
     "(height, width) that its network sees"
     p = piece.job.profile
-    return tuple(p.generator.size or p.size) if piece.kind == "generator" else tuple(p.size)
+    return p.generator.size_for(p.size) if piece.kind == "generator" else tuple(p.size)
 
 def measure(piece: Piece) -> dict:  # step and image: seconds; memory and weights: bytes
     "Seconds of a training step and of looking at one picture, and memory; measured once on every machine"
@@ -236,22 +236,27 @@ def piece_cost(piece: Piece) -> dict:  # steps, images, hours, memory, disk (byt
                 disk=m["weights"] + results)
 
 def _beside(job) -> int:
-    "Bytes that lie beside a picture"
-    p, needs = job.profile, job.method.needs
-    if needs == "masks": return 7*math.prod(p.recipe.stored(p.mask_size))
-    if needs == "boxes": return 0 if job.table.frame == "aligned" else 16*math.prod(p.mask_size)
-    if needs == "abstraction": return 3*math.prod(p.size) + (0 if uses_native(job) else 3*math.prod(p.generator.size or p.size))
-    return 0
+    "Bytes that lie beside all pictures; of compressed ones about as many"
+    p, needs, n = job.profile, job.method.needs, len(job.table)
+    kept = dict(masks=((7, *p.recipe.stored(p.mask_size)), SOFT), boxes=((16, *p.mask_size), None), abstraction=((*p.size, 3), DRAWN))
+    if needs not in kept or (needs == "boxes" and job.table.frame == "aligned"): return 0
+    shape, codec = kept[needs]
+    codec = codec and packs(job, codec)
+    return codec.expected(n, shape) if codec else n*math.prod(shape)
+
+def _pixels(job) -> dict:  # what it is, in words -> bytes
+    "The pixels of a job, where they are not there yet"
+    need, native = job.need, uses_native(job)
+    size, view = (NATIVE, WHOLE) if native else (need.stored(job), need.framed(job))
+    known = view.crop is not None or view.name == "whole"   # a crop whose faces are not found yet has a name of its own later
+    if known and has_pixels(job.table, size, view): return {}
+    return {f"{job.table.name}, {view.name}, {size[0]} x {size[1]}": len(job.table)*3*math.prod(size)}
 
 def stores(job: Job) -> dict:  # what it is, in words -> bytes
     "What one network's training keeps on disk beside its folder"
-    need, p = job.need, job.profile
-    native = uses_native(job)
-    size, view = (NATIVE, WHOLE) if native else (need.stored(job), need.framed(job))
-    found = {}
-    if not (view.crop is not None or view.name == "whole") or not has_pixels(job.table, size, view):
-        found[f"{job.table.name}, {view.name}, {size[0]} x {size[1]}"] = len(job.table)*3*math.prod(size)
-    if beside := _beside(job): found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = len(job.table)*beside
+    p, found = job.profile, _pixels(job)
+    if job.method.needs == "abstraction": found |= _pixels(replace(job, profile=replace(p, size=p.generator.size_for(p.size))))   # drawn from
+    if beside := _beside(job): found[f"{job.table.name}, {job.method.needs}, {tuple(p.size)}"] = beside
     return found
 
 # %% ../nbs/33b_plan.ipynb #62ac2edb

@@ -4,29 +4,23 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'FEW', 'MARKS', 'VERDICTS', 'colours', 'told_apart', 'line_styles', 'best_first', 'show_faces',
-           'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots', 'reliability', 'difference_bars',
-           'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'atlas', 'region_names', 'region_weights',
-           'atlas_panels', 'region_atlas', 'stretched', 'lay_over', 'heat_maps', 'predicted_regions', 'masks_on',
-           'where_sheet', 'picture_rows', 'tiles', 'top_activations', 'pointing_bars']
+           'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots', 'attribute_heat', 'reliability',
+           'difference_bars', 'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'gain_curves',
+           'pointing_bars']
 
 # %% ../nbs/41_plot.ipynb #37b0aa31
-import math
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 
 from . import metrics as M
-from .core import read_json
-from .data.loaders import denormalize
 from .data.tables import AttributeTable, ParsingTable
-from .localize import can_look, last_maps, looks, unseen
 from .methods import METHODS
-from .models.symbiotic import kernel_atlas
-from .runs import Run, load_model
-from .vocab import FACE7, HELEN
+from .sights import (atlas, heat_maps, lay_over, masks_on, picture_rows, region_atlas, region_names,  # noqa: figures too,
+                                 region_weights, stretched, tiles, top_activations, where_sheet)                   # people look here
 
 # %% ../nbs/41_plot.ipynb #90d4fd84
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
@@ -174,6 +168,20 @@ def attribute_dots(
     fig.tight_layout()
     return fig
 
+def attribute_heat(
+    points: pd.DataFrame,       # attribute x method, differences in points: `Card.attribute_differences`
+    significant: pd.DataFrame,  # of the same shape: where the difference is significant
+):
+    "Every method's difference to the baseline, attribute by attribute; a dot where it is significant. Attributes in the order of what they gain"
+    order = points.mean(axis=1).sort_values(ascending=False).index
+    values, dots = points.loc[order].astype(float), np.where(significant.loc[order], "•", "")
+    most = max(1., np.nanpercentile(np.abs(values), 98))
+    fig, ax = plt.subplots(figsize=(.5*values.shape[1] + 3.4, .17*len(values) + 1.6), layout="constrained")
+    sns.heatmap(values, cmap="RdBu", center=0, vmin=-most, vmax=most, annot=dots, fmt="", annot_kws=dict(fontsize=6),
+                yticklabels=[str(n).replace("_", " ") for n in order], cbar_kws=dict(shrink=.6, label="points"), ax=ax)
+    ax.tick_params(labelsize=7); ax.tick_params(axis="x", rotation=60); ax.set(xlabel="", ylabel="")
+    return fig
+
 def reliability(
     predictions: dict,   # method -> (logits, labels, known)
     chosen=None,         # methods in colour; None: the first
@@ -256,197 +264,28 @@ def share_curves(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/41_plot.ipynb #8b9f4249
-def _heat(ax, weights, rows, columns, title):
-    w = torch.as_tensor(weights).detach().float().cpu()
-    w = kernel_atlas(w if w.ndim == 4 else w[..., None, None])
-    sns.heatmap(w.numpy(), cmap="magma", vmin=0, vmax=1, xticklabels=columns, yticklabels=rows, cbar_kws=dict(shrink=.5), ax=ax)
-    ax.tick_params(labelsize=6.5); ax.set_title(title)
-
-def atlas(
-    weights,        # (rows, columns) how much each column counts for each row, or kernels (rows, columns, 3, 3)
-    rows, columns,  # names
-    title: str = "",
+# %% ../nbs/41_plot.ipynb #b74af8e3
+def gain_curves(
+    frame: pd.DataFrame,   # columns trunk, people (percent), method, metric, gain, low, high; gains in points
 ):
-    "Heat map, for example attributes x regions, every row from 0 to 1 (symbiosis, 6)"
-    fig, ax = plt.subplots(figsize=(.42*len(columns) + 2.4, .17*len(rows) + 1.2))
-    _heat(ax, weights, rows, columns, title)
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/41_plot.ipynb #ac9c8962
-def region_names(r: Run) -> tuple:
-    "The names of the regions a run works with: its parser's, else those of its parsing set, brought to the paper's"
-    if (r.folder/"parser").is_dir(): return tuple(read_json(r.folder/"parser"/"config.json")["regions"])
-    own = tuple(r.config["parsing"]["regions"])
-    return next(names for names in (own, HELEN.names, FACE7.names) if len(names) == r.done["n_regions"])
-
-@torch.no_grad()
-def region_weights(r: Run, table: AttributeTable, limit: int = 200) -> torch.Tensor:  # (NA, S)
-    "How much each region counts for each attribute in SSP, mean over test pictures"
-    whole = load_model(r.folder)
-    parts = [whole.model.region_weights(b[0], *whole.extras(b[0])).float() for b in unseen(r, table, slice(limit))]
-    return torch.cat(parts).mean(0).T
-
-def atlas_panels(runs: list, table: AttributeTable | None, limit: int) -> dict:  # title -> weights, rows, columns
-    "What an atlas of these runs shows: SSP's mean weights, SA's two kernels"
-    first, panels = {r.method: r for r in reversed(runs)}, {}
-    if table is not None and (r := first.get("ssp")):
-        panels["SSP, mean weights"] = region_weights(r, table, limit), r.config["attributes"], region_names(r)
-    if r := first.get("sa"):
-        sa, attributes = load_model(r.folder).model.sa, r.config["attributes"]
-        panels["SA, Phi_S"] = sa.phi_s.weight, attributes, region_names(r)
-        panels["SA, Phi_A"] = sa.phi_a.weight, region_names(r), attributes
-    return panels
-
-def region_atlas(
-    runs: list,                           # finished runs; the first of `ssp` and of `sa` are drawn
-    table: AttributeTable | None = None,  # whose test pictures SSP's weights are averaged over; None: SA alone
-    limit: int = 200,                     # test pictures
-):
-    "Attributes x regions of SSP and of SA's Phi_S, regions x attributes of Phi_A (symbiosis, Figure 9); raises `ValueError` without any"
-    panels = atlas_panels(runs, table, limit)
-    if not panels: raise ValueError("region_atlas draws runs of ssp (with their table) and of sa: there is none")
-    top, below = [t for t in panels if t != "SA, Phi_A"], panels.get("SA, Phi_A")
-    heights, mosaic = [len(panels[top[0]][1]) + 8], [top]
-    if below: heights, mosaic = [*heights, len(below[1]) + 12], [top, ["SA, Phi_A"]*len(top)]
-    widths = [len(panels[t][2]) + 6 for t in top]
-    fig, axes = plt.subplot_mosaic(mosaic, figsize=(8, .15*sum(heights)), height_ratios=heights, width_ratios=widths)
-    for title, panel in panels.items(): _heat(axes[title], *panel, title)
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/41_plot.ipynb #e7c8bf24
-def stretched(m: np.ndarray) -> np.ndarray:
-    "A map from its own lowest (0) to its own highest value (1)"
-    return (m - m.min())/max(np.ptp(m), 1e-12)
-
-def lay_over(ax, m, size: tuple, alpha: float = .5):
-    "A map as colours over a picture of this size (height, width)"
-    ax.imshow(m, cmap="jet", vmin=0, vmax=1, alpha=alpha, interpolation="bilinear", extent=(-.5, size[1] - .5, size[0] - .5, -.5))
-
-def heat_maps(
-    maps,              # (n, h, w) in [0, 1]
-    names,             # n titles
-    picture=None,      # (H, W, 3) to lay the maps over, and shown first
-    per_row: int = 9,
-    stretch: bool = False,   # every map from its own lowest to its own highest value
-):
-    "Maps as colours, over the picture where there is one"
-    maps = np.asarray(maps, float)
-    if stretch: maps = np.stack([stretched(m) for m in maps])
-    size = np.asarray(picture).shape[:2] if picture is not None else maps.shape[1:]
-    panels = [*([] if picture is None else [("picture", None)]), *zip(names, maps)]
-    cols = min(per_row, len(panels)); rows = math.ceil(len(panels)/per_row)
-    fig, axes = plt.subplots(rows, cols, figsize=(1.05*cols, rows*(.25 + 1.05*size[0]/size[1])), squeeze=False)
-    for ax in axes.flat: ax.axis("off")
-    for ax, (title, m) in zip(axes.flat, panels):
-        if picture is not None: ax.imshow(picture)
-        if m is not None: lay_over(ax, m, size, alpha=1 if picture is None else .5)
-        ax.set_title(title, fontsize=6.5)
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/41_plot.ipynb #dd18bb1d
-def _grid(rows, cols, shape):
-    "Axes without axes, as high as pictures of this shape"
-    fig, axes = plt.subplots(rows, cols, figsize=(1.15*cols, rows*(.12 + 1.15*shape[0]/shape[1])), squeeze=False)
-    for ax in axes.flat: ax.axis("off")
-    return fig, axes
-
-def _photos(x): return denormalize(x).permute(0, 2, 3, 1).numpy()
-
-@torch.no_grad()
-def predicted_regions(r: Run, x: torch.Tensor) -> torch.Tensor:  # (B, S, h, w) in [0, 1]
-    "A run's region probabilities: its parser's, or its own where it parses; raises `ValueError` when it knows no regions"
-    whole = load_model(r.folder)
-    if hasattr(whole.model, "parse"): return whole.model.parse(x).softmax(1).cpu()
-    if not (r.folder/"parser").is_dir(): raise ValueError(f"{r.method} knows no regions: take a run of ssp, ssg, naive or sa")
-    return whole.extras(x)[0].cpu()
-
-def masks_on(
-    run: Run,               # with a parser, or of `sa`
-    table: AttributeTable,  # its table
-    n: int = 3,             # test pictures
-):
-    "Photographs and predicted region masks of unseen faces (symbiosis, figure of masks)"
-    x = next(iter(unseen(run, table, slice(n))))[0]
-    names, masks = region_names(run), predicted_regions(run, x)
-    fig, axes = _grid(len(x), 1 + len(names), x.shape[-2:])
-    for row, photo, maps in zip(axes, _photos(x), masks):
-        row[0].imshow(photo)
-        for ax, m in zip(row[1:], maps): ax.imshow(m, cmap="gray", vmin=0, vmax=1)
-    for ax, name in zip(axes[0], ["picture", *names]): ax.set_title(name, fontsize=6.5)
-    fig.tight_layout()
-    return fig
-
-def where_sheet(
-    runs: list,             # finished runs; the first of every method that looks at the whole picture alone
-    table: AttributeTable,  # their table
-    n: int = 1,             # pictures per attribute, the first of the test part that have it
-    attributes: tuple = ("Eyeglasses", "Big_Nose", "Bangs", "Smiling"),  # names; where the table has none of them, its first four
-):
-    "Attribute maps over pictures: a row per picture, a column per method, every map stretched to its own range"
-    runs = list({r.method: r for r in reversed(runs) if can_look(r)}.values())[::-1]
-    names = [a for a in attributes if a in table.names] or list(table.names[:4])
-    labels = table.labels[table.split == "test"]
-    rows = [(j, i) for j in map(table.names.index, names) for i in np.flatnonzero(labels[:, j])[:n]]
-    x = next(iter(unseen(runs[0], table, [i for _, i in rows], len(rows))))[0]
-    every = {r.method: looks(r.folder)(x).detach().cpu().float() for r in runs}
-    fig, axes = _grid(len(rows), 1 + len(every), x.shape[-2:])
-    for k, ((j, _), photo) in enumerate(zip(rows, _photos(x))):
-        for ax in axes[k]: ax.imshow(photo)
-        axes[k, 0].set_title(table.names[j].replace("_", " "), fontsize=6.5)
-        for ax, (method, maps) in zip(axes[k, 1:], every.items()):
-            lay_over(ax, stretched(maps[k, j].numpy()), x.shape[-2:])
-            if k == 0: ax.set_title(method, fontsize=6.5)
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/41_plot.ipynb #3fe90b41
-def picture_rows(
-    kinds: dict,   # name -> (n, H, W, 3) pictures, uint8 or in [0, 1]; as many columns as the shortest has
-):
-    "Rows of pictures, one kind each"
-    n = min(map(len, kinds.values()))
-    shape = next(iter(kinds.values()))[0].shape
-    fig, axs = plt.subplots(len(kinds), n, figsize=(1.2*n, 1.2*len(kinds)*shape[0]/shape[1]), squeeze=False)
-    for row, (name, images) in zip(axs, kinds.items()):
-        for ax, image in zip(row, map(np.asarray, images)):
-            ax.imshow(image if image.dtype == np.uint8 else image.clip(0, 1))
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, fontsize=8)
-    return fig
-
-# %% ../nbs/41_plot.ipynb #cc27bc59
-def tiles(
-    maps,            # (k, h, w)
-    per_row: int = 10,
-) -> np.ndarray:     # one picture, a place apart; NaN between and where there is no map
-    "Maps side by side, every one divided by its highest value"
-    maps = np.asarray(maps, float); k, h, w = maps.shape
-    out = np.full((math.ceil(k/per_row)*(h + 1) - 1, min(k, per_row)*(w + 1) - 1), np.nan)
-    for i, m in enumerate(maps):
-        y, x = i//per_row*(h + 1), i % per_row*(w + 1)
-        out[y:y + h, x:x + w] = m/max(m.max(), 1e-12)
-    return out
-
-def top_activations(
-    run_avg: Run, run_ssp: Run,  # of `avg_pool` and `ssp`, or of any two methods on the same trunk
-    table: AttributeTable,       # their table
-    k: int = 50,                 # channels
-    face: int = 0,               # which test picture
-):
-    "The k channels of the last convolution with the highest mean activation, strongest first, of both runs (symbiosis, Figure 6)"
-    x = next(iter(unseen(run_avg, table, [face])))[0]
-    shown = {r.method: last_maps(r.folder, x)[0].detach().cpu().float() for r in (run_avg, run_ssp)}
-    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3), width_ratios=(.6, 2, 2))
-    for ax in axes: ax.axis("off")
-    axes[0].imshow(_photos(x)[0])
-    for ax, (method, maps) in zip(axes[1:], shown.items()):
-        top = maps[maps.mean((1, 2)).argsort(descending=True)[:k]]
-        ax.imshow(tiles(top), cmap="jet", vmin=0, vmax=1); ax.set_title(f"{method}, {len(top)} channels", fontsize=8)
-    fig.tight_layout()
+    "Gains over the baseline against the share of training people, one column a trunk, one row a metric; all panels of a row on one scale"
+    trunks, metrics, methods = (list(frame[c].unique()) for c in ("trunk", "metric", "method"))
+    shares, style = sorted(frame.people.unique()), line_styles(methods)
+    size = dict(figsize=(2.7*len(trunks) + 2.2, 2.3*len(metrics) + .4), layout="constrained")
+    fig, axes = plt.subplots(len(metrics), len(trunks), sharex=True, sharey="row", squeeze=False, **size)
+    for (row, metric), (column, trunk) in product(enumerate(metrics), enumerate(trunks)):
+        ax, here = axes[row, column], frame[(frame.metric == metric) & (frame.trunk == trunk)]
+        ax.axhline(0, color="grey", lw=.8)
+        for k, method in enumerate(methods):
+            f = here[here.method == method].sort_values("people")
+            beside = .12*(k - (len(methods) - 1)/2)   # so that intervals do not lie on each other
+            x = [shares.index(v) + beside for v in f.people]
+            ax.errorbar(x, f.gain, [f.gain - f.low, f.high - f.gain], ms=4, lw=1.2, capsize=2, **style[method])
+        ax.set_xticks(range(len(shares)), [f"{v:g}" for v in shares]); ax.set_xlim(-.5, len(shares) - .5)
+        if not row: ax.set_title(trunk, fontsize=9)
+        if not column: ax.set_ylabel(f"gain in {metric} (points)", fontsize=8)
+    for ax in axes[-1]: ax.set_xlabel("training people (%)", fontsize=8)
+    _legend(axes[0, -1], methods)
     return fig
 
 # %% ../nbs/41_plot.ipynb #dde8580d

@@ -106,6 +106,13 @@ class Generator:
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
     recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=WIDE)
 
+    def size_for(self,
+        size: tuple,   # (height, width) of the profile
+    ) -> tuple:
+        "(height, width) at which is drawn: its own, or the profile's, its sides rounded up to what can be halved so often"
+        step = 2**(self.n_down + self.local)
+        return tuple(self.size) if self.size else tuple(-(-s//step)*step for s in size)
+
     def plain(self) -> dict:
         "As JSON takes it; a weights file goes by its name, and the usual weight of feature matching goes without saying"
         plain = {**_plain(self), "perceptual": self.perceptual and Path(self.perceptual).name}

@@ -63,7 +63,7 @@ def run(
     parsing=None,               # a `ParsingTable`, for methods that need masks or parsing
     on_bad: str = "raise",      # "skip" leaves unreadable images out and counts them
     options: dict | None = None,  # keywords of the method's model, for ablations
-    start: str | Path | None = None,  # folder of a finished run whose weights are the starting point
+    start: str | Path | None = None,  # folder of a finished run whose weights are the starting point; with epochs=0 they are measured as they are
     executor=None,              # of chains: None, "local", "slurm" or a submitit executor of your own; see `combine.map_jobs`
     again: bool = False,        # train anew what is there already
     **overrides,                # fields of `Profile` or `Recipe`: `backbone`, `size`, `epochs`, `lr`, `schedule`, ...

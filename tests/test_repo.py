@@ -48,7 +48,7 @@ def test_notebook_is_clean(path):
 
 
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d", p.name)]
-PAPERMILLED = [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("benchmark", "claims", "controls", "own_data")]
+PAPERMILLED = [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("benchmark", "claims", "controls", "own_data", "strength", "cross")]
 
 
 def code_of(path, exported=False):
@@ -136,8 +136,8 @@ def test_reproduction_notebook(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     assert "parameters" in code[0]["metadata"].get("tags", []), "the first code cell must be tagged 'parameters', or papermill ignores every parameter"
     assert "refuse_unknown" in "".join(code[1]["source"])
-    calls = [n for n in ast.walk(ast.parse("".join(code[1]["source"]))) if isinstance(n, ast.Call)]
-    known = set(next(n.args[1].value for n in calls if getattr(n.func, "id", "") == "refuse_unknown").split())
+    calls = [n for n in ast.walk(ast.parse("".join(code[1]["source"]))) if isinstance(n, ast.Call) and ast.unparse(n.func) == "refuse_unknown"]
+    known = set(ast.literal_eval(calls[0].args[1]).split())
     assigned = set(re.findall(r"(?m)^(\w+): ", "".join(code[0]["source"])))
     assert known == assigned, "the parameters cell and refuse_unknown must name the same parameters"
     stored = lambda c: {n.id for n in ast.walk(ast.parse("".join(c["source"]))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}

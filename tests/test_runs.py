@@ -197,3 +197,20 @@ def test_boxes_of_one_image_are_resampled_together(tmp_path):
 
 def test_averages_have_no_weights_to_start_from(tmp_path):
     with pytest.raises(ValueError, match="ssp, ssg"): run("ssp_ssg", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", start=tmp_path)
+
+
+def test_no_epoch_measures_the_start_as_it_is(tmp_path):
+    "On the same pictures the same logits; on another set's test part, without a training there"
+    from dataclasses import replace
+    from symbiosis_nb.data.protocols import cross
+    from symbiosis_nb.report import Card
+    table, how = picture_table(tmp_path/"pictures"), dict(profile="smoke", out=tmp_path/"runs")
+    first = run("avg_pool", table, epochs=2, **how)
+    again = run("avg_pool", table, start=first.folder, epochs=0, **how)
+    np.testing.assert_array_equal(again.predictions()[0], first.predictions()[0])
+    assert again.folder != first.folder and not len(again.log) and again.config["start"] == first.folder.name
+    other = replace(table.take(slice(None, None, -1)), name="another set")
+    there = run("avg_pool", cross(table, other), start=first.folder, epochs=0, **how)
+    np.testing.assert_array_equal(there.predictions()[0], first.predictions()[0][::-1])
+    card = Card([there], cross(table, other)); card.scores(), card.selection(), card.cost(), card.limits(), card.run_rows()
+    with pytest.raises(ValueError, match="epochs=0 measures a network as it is"): run("avg_pool", table, epochs=0, **how)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'INPUTS', 'MIRROR', 'PATCHES', 'WIDE', 'ANSWERS', 'Field', 'normalize', 'denormalize', 'Augment',
-           'normalize_jittered', 'middle', 'transform', 'Ahead', 'Shows', 'GatherDL', 'attribute_targets',
-           'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls', 'show_attributes']
+           'normalize_jittered', 'middle', 'transform', 'Ahead', 'Feed', 'feed_of', 'Shows', 'GatherDL',
+           'attribute_targets', 'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls',
+           'show_attributes']
 
 # %% ../../nbs/07_data.loaders.ipynb #d4fec97e
 import math
@@ -13,7 +14,8 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from typing import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,13 +58,17 @@ class Field:
         x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
         return x.permute(0, 3, 1, 2) if self.kind in ("image", "picture") else x
 
+def _there(t, x):
+    "A few numbers where `x` is; whoever asks does not wait for the device"
+    return t.to(x.device, non_blocking=True)
+
 def _planes(x):  # pictures as gathered, pixel by pixel -> float, plane by plane
     "Both in one pass; what follows is seven times as fast on planes as on pixels"
     return x.to(torch.float32, memory_format=torch.contiguous_format)
 
 def normalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W), 0 to 255 -> float
     "Scale to [0, 1] and normalise with ImageNet's mean and deviation"
-    scale, shift = (1/(255*STD)).to(x.device), (MEAN/STD).to(x.device)
+    scale, shift = _there(1/(255*STD), x), _there(MEAN/STD, x)
     return (_planes(x)*scale[:, None, None]).sub_(shift[:, None, None])
 
 def denormalize(x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) float -> uint8
@@ -105,8 +111,8 @@ def normalize_jittered(
     colour: torch.Tensor,  # (B, 3): contrast factor, brightness offset, saturation factor
 ) -> torch.Tensor:
     "`normalize`, then contrast, brightness and saturation, as one matrix per picture: three passes over the pixels become one"
-    scale, shift = (1/(255*STD)).to(x.device), (MEAN/STD).to(x.device)
-    contrast, offset, saturation = colour[:, :, None, None].unbind(1)
+    scale, shift = _there(1/(255*STD), x), _there(MEAN/STD, x)
+    contrast, offset, saturation = _there(colour, x)[:, :, None, None].unbind(1)
     mix = contrast*(saturation*torch.eye(3, device=x.device) + (1 - saturation)/3)   # (B, 3, 3), of normalised channels
     return torch.baddbmm(offset - mix @ shift[:, None], mix*scale, x.flatten(2)).view_as(x)
 
@@ -123,19 +129,19 @@ def middle(x: torch.Tensor, size: tuple) -> torch.Tensor:
 def _swap(x, mirror, order):
     "Regions of mirrored samples trade places"
     if order == list(range(len(order))): return x
-    return torch.where(mirror[:, None, None, None], x[:, order], x)
+    return torch.where(_there(mirror, x)[:, None, None, None], x.index_select(1, _there(torch.tensor(order), x)), x)
 
 def _relabel(label, mirror, regions):
-    lut = torch.arange(256, device=label.device)
-    lut[:len(regions)] = torch.tensor(regions.flip_order(), device=label.device)
-    return torch.where(mirror[:, None, None], lut[label], label)
+    lut = torch.arange(256)
+    lut[:len(regions)] = torch.tensor(regions.flip_order())
+    return torch.where(_there(mirror, label)[:, None, None], _there(lut, label)[label], label)
 
 def _sampled(f, x, how):
     "A picture of another size, or a crop, from the native one: place, size and movement in one pass"
     whole, size = f.sized.size, f.crop or f.sized.size
     move = _middle_part(len(x), size, whole) if how is None else _part(how["theta"].cpu(), size, whole)
     move = torch.cat([move, torch.tensor([0., 0., 1.]).expand(len(x), 1, 3)], 1)
-    grid = _grid((f.sized.matrix @ move).to(x.device), size)
+    grid = _grid(_there(f.sized.matrix @ move, x), size)
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return normalize(x) if how is None or f.kind == "picture" else normalize_jittered(x, how["colour"])
 
@@ -157,7 +163,7 @@ def transform(
     if f.sized is not None: return _sampled(f, x, how)
     size = f.crop or x.shape[-2:]
     if how is None: return normalize(middle(x, size)) if picture else middle(x, size)
-    grid = _grid(_part(how["theta"], size, x.shape[-2:]), size)
+    grid = _grid(_there(_part(how["theta"], size, x.shape[-2:]), x), size)
     if f.kind == "label":
         moved = F.grid_sample(x[:, None].float() - IGNORE, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0] + IGNORE
         return _relabel(moved.round().long(), how["mirror"], f.regions)
@@ -186,6 +192,43 @@ class Ahead:
         if self.begun and self.begun.done(): return self.begun.result()
         if self.begun: self.begun.cancel(); self.begun = None
         return self.work()
+
+# %% ../../nbs/07_data.loaders.ipynb #1b9ad41b
+class Feed:
+    "What makes batches for a CUDA device while the model works on another"
+    def __init__(self, device: torch.device):
+        self.device, self.stream, self.thread = device, torch.cuda.Stream(device, priority=-1), ThreadPoolExecutor(1, "feed")
+
+    def send(self, b: tuple) -> tuple:
+        "Gathered tensors, bytes as they are, on the device"
+        return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in b)
+
+    def begin(self,
+        gather: Callable,   # () -> tensors as they lie in their stores
+        make: Callable,     # these, on the device -> the batch
+    ) -> Callable:          # () -> the batch, for the stream that asks
+        "Begin a batch"
+        def work():
+            with torch.cuda.stream(self.stream):
+                batch = make(self.send(gather()))
+                return batch, self.stream.record_event()
+        coming = self.thread.submit(work)
+        return lambda: self._receive(*coming.result())
+
+    def _receive(self, batch, ready):
+        "The model's stream waits for the batch, whose memory is not given away before the model is done with it"
+        now = torch.cuda.current_stream(self.device)
+        now.wait_event(ready)
+        for t in batch: t.record_stream(now)
+        return batch
+
+@cache
+def _feed(index): return Feed(torch.device("cuda", index))
+
+def feed_of(device: torch.device | None) -> Feed | None:
+    "The feed of a device; None where batches are made in memory"
+    if device is None or device.type != "cuda": return None
+    return _feed(torch.cuda.current_device() if device.index is None else device.index)
 
 # %% ../../nbs/07_data.loaders.ipynb #0a0c55b4
 @dataclass(frozen=True)
@@ -225,15 +268,31 @@ class GatherDL(DataLoader):
         n = self.n if self.share is None else math.ceil(self.n/self.share[1])
         return n//self.bs if self.drop_last else math.ceil(n/self.bs)
 
-    def do_batch(self, rows): return self.create_batch(rows)
+    def do_batch(self, rows): return rows if feed_of(self.device) else self.create_batch(rows)
     def create_batch(self, rows): return tuple(f.gather(rows) for f in self.fields)
 
-    def plan(self, b):
-        "Draw what is random about a gathered batch; what is returned makes the batch, at any time and on any thread"
-        how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
-        return lambda: tuple(transform(f, x, how) for f, x in zip(self.fields, b))
+    def draw(self,
+        n: int,   # samples
+    ):
+        "What is random about a batch"
+        return self.augment.draw(n) if self.augment else None
 
-    def after_batch(self, b): return Ahead(self.plan(b), begin=b[0].device.type == "cpu")
+    def make(self,
+        b: tuple,   # as gathered, on the device
+        drawn,      # from `draw`
+    ) -> tuple:
+        "The batch that a model sees; at any time, on any thread"
+        return tuple(transform(f, x, drawn) for f, x in zip(self.fields, b))
+
+    def plan(self, b: tuple) -> Callable:  # () -> the batch
+        "Draw what is random about a gathered batch"
+        return partial(self.make, b, self.draw(len(b[0])))
+
+    def after_batch(self, b):
+        "Begin a batch: on an idle core, or beside the model on its device, where only rows were chosen yet"
+        feed = feed_of(self.device)
+        if feed: return feed.begin(partial(self.create_batch, b), partial(self.make, drawn=self.draw(len(b))))
+        return Ahead(self.plan(b), begin=b[0].device.type == "cpu")
 
     def __iter__(self):
         "Batches; each is begun while the model works on the one before"
@@ -333,14 +392,20 @@ class MixedDL(GatherDL):
         return torch.full(shape, IGNORE, dtype=torch.long, device=x.device)
     def _no_targets(self, x): return torch.full((len(x), self.fields[-1].store.shape[-1]), math.nan, device=x.device)
 
-    def plan(self, b):
-        own, other = super().plan(b), self._next_parsing() if self.shuffle else None
-        def make():
-            x, y = own()
-            if other is None: return x, y, self._no_labels(x)
-            xs, ys = other()
-            return torch.cat([x, xs]), torch.cat([y, self._no_targets(xs)]), torch.cat([self._no_labels(x), ys])
-        return make
+    def draw(self, n):
+        "For both kinds; in training with the rows of the parsing set"
+        own = super().draw(n)
+        if not self.shuffle: return own, None, None
+        rows = self._next_parsing()
+        return own, rows, self.parsing.draw(len(rows))
+
+    def make(self, b, drawn):
+        own, rows, other = drawn
+        x, y = super().make(b, own)
+        if rows is None: return x, y, self._no_labels(x)
+        feed, gathered = feed_of(x.device), self.parsing.create_batch(rows)
+        xs, ys = self.parsing.make(feed.send(gathered) if feed else tuple(t.to(x.device) for t in gathered), other)
+        return torch.cat([x, xs]), torch.cat([y, self._no_targets(xs)]), torch.cat([self._no_labels(x), ys])
 
     def __iter__(self):
         yield from super().__iter__()
@@ -348,13 +413,12 @@ class MixedDL(GatherDL):
             for xs, ys in self.parsing: yield xs, self._no_targets(xs), ys
 
     def _next_parsing(self):
-        "A plan for the next training batch of the parsing set, going round it again and again"
+        "Rows of the next training batch of the parsing set, going round it again and again"
         p, (rank, processes) = self.parsing, self.share or (0, 1)
         need = self.bs*processes
         while len(self.pool) < need: self.pool += self.rng.sample(list(p.dataset), len(p.dataset))
         rows, self.pool = self.pool[:need][rank::processes], self.pool[need:]
-        b = p.create_batch(rows)
-        return p.plan(tuple(t.to(self.device) for t in b) if self.device is not None else b)
+        return rows
 
     def __len__(self): return super().__len__() + (0 if self.shuffle or self.parsing is None else len(self.parsing))
 

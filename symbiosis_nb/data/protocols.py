@@ -48,7 +48,7 @@ def cross(
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
     rule = dict(exif=source.exif or target.exif, background=source.background)   # boxes and landmarks stay behind
     return AttributeTable(f"{source.name} to {target.name}", source.vocab, [*a.paths, *b.paths], stack("labels"), stack("known"), split,
-                          people, frame="whole", notes=[*source.notes, *target.notes], **rule)
+                          people, frame=a.frame if a.frame == b.frame == "aligned" else "whole", notes=[*source.notes, *target.notes], **rule)
 
 # %% ../../nbs/08_data.protocols.ipynb #91a03114
 def fewer(

@@ -23,13 +23,48 @@ def sum_to_one(
     return masks / (masks.sum((2, 3), keepdim=True) + eps)
 
 # %% ../../nbs/13_models.gating.ipynb #b58aab54
+def _shares(y):
+    "Slices of a batch, a few images each, so that what is made on the way stays small and in a core's cache; a GPU wants more for each kernel"
+    if torch.compiler.is_compiling(): return [slice(None)]         # a traced graph takes a batch of any size
+    n = max(1, (2 ** 20 if y.device.type == "cpu" else 2 ** 25) // y[0].numel())
+    return [slice(i, i + n) for i in range(0, len(y), n)]
+
+def _wide(y):
+    "The type of long sums: float32 at least"
+    return torch.promote_types(y.dtype, torch.float32)
+
+class _Moments(torch.autograd.Function):
+    "Averages of y*masks and of its square over images and places: (B,C,H,W), (B,S,H,W) -> two (S,C), float32 at least"
+    @staticmethod
+    def forward(ctx, y, masks):
+        ctx.save_for_backward(y, masks)
+        mean, square = 0, 0
+        for n in _shares(y):
+            yn, mn = y[n].to(_wide(y)), masks[n].to(_wide(y))
+            mean = mean + region_vectors(yn, mn).sum(0)
+            square = square + region_vectors(yn.square(), mn.square()).sum(0)
+        return mean / len(y), square / len(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dmean, dsquare):
+        y, masks = ctx.saved_tensors
+        n_values = y.numel() // y.shape[1]
+        dmean, dsquare = dmean / n_values, dsquare / n_values
+        across = lambda d, m: torch.einsum("sc,bshw->bchw", d, m)
+        dy, dm = torch.empty_like(y), torch.empty_like(masks) if ctx.needs_input_grad[1] else None
+        for n in _shares(y):
+            yn, mn = y[n].to(dmean.dtype), masks[n].to(dmean.dtype)
+            dy[n] = across(dmean, mn) + 2 * yn * across(dsquare, mn.square())
+            if dm is not None: dm[n] = across(dmean.T, yn) + 2 * mn * across(dsquare.T, yn.square())
+        return dy, dm
+
 def gated_moments(
     y: Tensor,      # (B,C,H,W)
     masks: Tensor,  # (B,S,H,W)
 ) -> tuple:         # mean and variance over images and places, both (S,C)
     "Batch statistics of y times every mask, as BN would find them on the copies"
-    mean = region_vectors(y, masks).mean(0)
-    square = region_vectors(y.square(), masks.square()).mean(0)
+    mean, square = _Moments.apply(y, masks)
     return mean, (square - mean.square()).clamp(min=0)
 
 # %% ../../nbs/13_models.gating.ipynb #694fd338
@@ -41,8 +76,7 @@ def affine_of_bn(
     "What BN does to gated copies of y, as one scale and one shift per region and channel"
     S, C = masks.shape[1], y.shape[1]
     if bn.training:
-        wide = torch.promote_types(y.dtype, torch.float32)
-        with torch.autocast(y.device.type, enabled=False): mean, var = gated_moments(y.to(wide), masks.to(wide))
+        with torch.autocast(y.device.type, enabled=False): mean, var = gated_moments(y, masks)
         _track(bn, mean.detach().flatten(), var.detach().flatten(), n=y.numel() // C)
     else: mean, var = bn.running_mean.view(S, C), bn.running_var.view(S, C)
     scale = bn.weight.view(S, C) * (var + bn.eps).rsqrt()
@@ -57,49 +91,61 @@ def _track(bn, mean, var, n):
 # %% ../../nbs/13_models.gating.ipynb #ab56c050
 def _one_region(y, mask, scale, shift, slope):
     "Gate, BN as scale and shift, PReLU, max-pool: (B,C,H,W) -> pooled values and the places they come from"
-    g = torch.addcmul(shift[:, None, None], y * mask, scale[:, None, None])
+    g = (y * mask).mul_(scale[:, None, None]).add_(shift[:, None, None])
     return F.max_pool2d(F.prelu(g, slope), 2, ceil_mode=True, return_indices=True)
 
 def _one_region_backward(y, mask, scale, shift, slope, places, dp):
-    "Gradients of one region, all at the winners: dy and dm (B,C,P) before they return to their places, then scale, shift, slope"
-    y, m = y.flatten(2).gather(2, places), mask.expand_as(y).flatten(2).gather(2, places)
+    "One region again, at the winners only: what was pooled (B,C,P); gradients dy and dm (B,C,P), then scale, shift, slope"
+    y, m = y.gather(2, places), mask.expand_as(y).gather(2, places)
     u = y * m
     g = torch.addcmul(shift[:, None], u, scale[:, None])
-    dg = torch.where(g > 0, dp, dp * slope[:, None])
+    below = g.clamp(max=0)
+    ds, dg = (dp * below).sum((0, 2)), torch.where(g > 0, dp, dp * slope[:, None])
     du = dg * scale[:, None]
-    return du * m, du * y, (dg * u).sum((0, 2)), dg.sum((0, 2)), (dp * g.clamp(max=0)).sum((0, 2))
+    return torch.where(g > 0, g, g * slope[:, None]), du * m, du * y, (dg * u).sum((0, 2)), dg.sum((0, 2)), ds
 
 # %% ../../nbs/13_models.gating.ipynb #58801fc5
-class _GateAndPool(torch.autograd.Function):
-    "All regions, one after another: y (B,C,H,W), masks (B,S,H,W), three (S,C) -> (B,S*C,ceil(H/2),ceil(W/2))"
+def _corners(y):
+    "Places of the upper left corners of the 2x2 windows, (ceil(H/2),ceil(W/2)): a winner lies 0, 1, W or W + 1 places on"
+    (H, W), count = y.shape[2:], lambda n: torch.arange(0, n, 2, device=y.device)
+    return count(H)[:, None] * W + count(W)
+
+class _GateAndRestore(torch.autograd.Function):
+    "All regions, one after another: y (B,C,H,W), masks (B,S,H,W), weight (D,S*C,1,1), three (S,C) -> (B,D,ceil(H/2),ceil(W/2))"
     @staticmethod
-    def forward(ctx, y, masks, *affine):
-        (B, C), S, places = y.shape[:2], masks.shape[1], []
-        for k in range(S):
-            p, at = _one_region(y, masks[:, k:k + 1], *(v[k] for v in affine))
-            if k == 0:
-                last = torch.channels_last if p.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-                out = torch.empty((B, S * C, *p.shape[2:]), dtype=p.dtype, device=p.device, memory_format=last)
-            out[:, k * C:(k + 1) * C] = p
-            places.append(at.to(torch.int16 if y[0, 0].numel() < 2 ** 15 else torch.int32))   # a place is a small number
-        ctx.save_for_backward(y, masks, *affine, *places)
-        return out
+    def forward(ctx, y, masks, weight, *affine):
+        (B, C, _, W), corners = y.shape, _corners(y)
+        last = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        z = torch.empty((B, len(weight), *corners.shape), dtype=_wide(y), device=y.device, memory_format=last).zero_()
+        places = torch.empty((masks.shape[1], B, C, *corners.shape), dtype=torch.uint8 if W < 255 else torch.int16, device=y.device)
+        for n in _shares(y):
+            for k, kernel in enumerate(weight.split(C, 1)):
+                p, at = _one_region(y[n], masks[n, k:k + 1], *(v[k] for v in affine))
+                z[n] += F.conv2d(p, kernel)
+                places[k, n] = at - corners
+        ctx.save_for_backward(y, masks, weight, *affine, places)
+        return z.to(y.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dout):
-        y, masks, scale, shift, slope, *places = ctx.saved_tensors
-        affine, C = (scale, shift, slope), y.shape[1]
-        dy = torch.zeros_like(y, memory_format=torch.contiguous_format).flatten(2)
+    def backward(ctx, dz):
+        y, masks, weight, *affine, places = ctx.saved_tensors
+        C, corners = y.shape[1], _corners(y)
+        dy = torch.empty_like(y)
         dm = torch.zeros_like(masks, memory_format=torch.contiguous_format).flatten(2) if ctx.needs_input_grad[1] else None
-        daffine = [torch.empty_like(v) for v in affine]
-        for k, at in enumerate(places):
-            at, dp = at.long().flatten(2), dout[:, k * C:(k + 1) * C].flatten(2)
-            back, to_mask, *rest = _one_region_backward(y, masks[:, k:k + 1], *(v[k] for v in affine), at, dp)
-            dy.scatter_add_(2, at, back)
-            if dm is not None: dm[:, k].scatter_add_(1, at.flatten(1), to_mask.flatten(1))
-            for d, r in zip(daffine, rest): d[k] = r
-        return dy.view(y.shape), None if dm is None else dm.view(masks.shape), *daffine
+        dweight, *daffine = (torch.zeros_like(v, dtype=_wide(v)) for v in (weight[:, :, 0, 0], *affine))
+        for n in _shares(y):
+            yn, dzn = y[n].flatten(2).contiguous(), dz[n].flatten(2)
+            dyn = torch.zeros_like(yn)
+            for k, kernel in enumerate(weight[:, :, 0, 0].split(C, 1)):
+                at = (places[k, n] + corners).flatten(2)
+                p, back, to_mask, *rest = _one_region_backward(yn, masks[n, k:k + 1].flatten(2), *(v[k] for v in affine), at, kernel.T @ dzn)
+                dyn.scatter_add_(2, at, back)
+                if dm is not None: dm[n, k].scatter_add_(1, at.flatten(1), to_mask.flatten(1))
+                dweight[:, k * C:(k + 1) * C] += torch.einsum("bdp,bcp->dc", dzn, p)
+                for d, r in zip(daffine, rest): d[k] += r
+            dy[n] = dyn.view_as(y[n])
+        return dy, None if dm is None else dm.view(masks.shape), dweight.view(weight.shape).to(weight), *(d.to(y) for d in daffine)
 
 # %% ../../nbs/13_models.gating.ipynb #c3eaa5c7
 class SSG(nn.Module):
@@ -125,12 +171,13 @@ class SSG(nn.Module):
         return sum_to_one(fit_masks(masks, y.shape[-2:]), self.eps) * y[0, 0].numel()
 
     def forward(self, x: Tensor, masks: Tensor) -> Tensor:
-        y = self.conv(x)
+        shares = _shares(x)              # all at once, a CPU's convolution would copy x, y and their gradients in an order of its own
+        y = self.conv(x) if len(shares) == 1 else torch.cat([self.conv(few) for few in x.split(shares[0].stop)])
         masks = self.masks_at(y, masks)
         scale, shift = affine_of_bn(self.bn, y, masks)
         half = y[0, 0].numel() ** .5     # of the factor HW: moved from masks to scales, so that neither leaves the range of float16
-        affine = (v.to(y.dtype) for v in (scale * half, shift, self.act.weight.view_as(scale)))
-        return self.restore(_GateAndPool.apply(y, (masks / half).to(y.dtype), *affine))
+        pointwise = (v.to(y.dtype) for v in (self.restore[0].weight, scale * half, shift, self.act.weight.view_as(scale)))
+        return self.restore[1:](_GateAndRestore.apply(y, (masks / half).to(y.dtype), *pointwise))
 
     def normal(self, x: Tensor, masks: Tensor) -> Tensor:  # -> (B,S*C,H,W), region-major
         "The gated copies after BN: for tests and for measuring"

@@ -22,7 +22,7 @@ from .. import metrics as M
 from ..core import DataError, default_device, digest, folder_lock
 from ..data import crops
 from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
-from ..data.pixels import WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
+from ..data.pixels import DRAWN, WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable
 from ..kept import Kept, is_finished, keep
 from ..callbacks import seeded
@@ -30,7 +30,7 @@ from ..learner import Checkpoint, Sheet, adversarial_learner, epoch_log, half_l1
 from ..models.abstraction import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, init_gan, recovered_regions
 from ..models.adversarial import Adversary
 from ..models.backbones import FromImageNet
-from .base import Need, noise, register_need
+from .base import Need, noise, packs, register_need
 from .masks import measured_on, require_parsing, to_regions
 from ..recipes import Profile
 from ..vocab import HELEN
@@ -114,17 +114,15 @@ def target_store(
 # %% ../../nbs/31e_needs.abstraction.ipynb #175c98ce
 class PairDL(GatherDL):
     "Photographs and targets in [-1, 1], moved alike; fields are photograph, target, and the target of a mirrored photograph"
-    def plan(self, b):
-        how = self.augment.draw(len(b[0]), b[0].device) if self.augment else None
-        def make():
-            photo, target, *mirrored = b
-            if how is not None: target = torch.where(how["mirror"][:, None, None, None], mirrored[0], target)
-            return _signed(transform(self.fields[0], photo, how)), _signed(transform(self.fields[1], target, how))
-        return make
+    def make(self, b, drawn):
+        photo, target, *mirrored = b
+        if drawn is not None: target = torch.where(drawn["mirror"].to(target.device, non_blocking=True)[:, None, None, None], mirrored[0], target)
+        return _signed(transform(self.fields[0], photo, drawn)), _signed(transform(self.fields[1], target, drawn))
 
 def _signed(x):
     "Normalised pictures as a generator takes them, in [-1, 1]"
-    return (x*STD.to(x.device)[:, None, None] + MEAN.to(x.device)[:, None, None])*2 - 1
+    std, mean = (t.to(x.device, non_blocking=True)[:, None, None] for t in (STD, MEAN))
+    return (x*std + mean)*2 - 1
 
 # %% ../../nbs/31e_needs.abstraction.ipynb #b54c4724
 def pair_fields(
@@ -219,7 +217,7 @@ def generator_config(table: ParsingTable, profile: Profile, seed: int = 0) -> di
     g = profile.generator
     own_marks = g.frame == "celeba" and table.landmarks is not None
     marks = dict(landmarks=digest(np.asarray(table.landmarks))) if own_marks else {}
-    return {**g.plain(), "size": list(g.size or profile.size), "data": table.name, "data_digest": table.digest, "seed": seed, **marks}
+    return {**g.plain(), "size": list(g.size_for(profile.size)), "data": table.name, "data_digest": table.digest, "seed": seed, **marks}
 
 def _train_generator(table, profile, config, folder):
     with seeded(config["seed"]): _train_seeded(table, profile, config, folder)
@@ -249,6 +247,10 @@ class Abstraction(Need):
     def made_up(self, job, n: int) -> list:
         return [*super().made_up(job, n), Field("picture", noise(n, *job.profile.size, 3))]
     def helpers(self, job) -> dict: return dict(generator=job_generator(job))
+    def view(self, job) -> dict:
+        "How the images are kept, where that changes them"
+        codec = packs(job, DRAWN)
+        return dict(kept=codec.name) if codec else {}
     def restore(self, folder: Path, profile: dict) -> nn.Module: return GeneratorRun(folder/"generator").load()
 
 ABSTRACTION = register_need(Abstraction())
@@ -262,5 +264,6 @@ def abstraction_pictures(job) -> Field:
     def make(rows):
         drawn = draw(normalize(source[rows].permute(0, 3, 1, 2).to(device)), wanted)*draw.std + draw.mean
         return (drawn.clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    key = digest(source.digest, trained.digest, list(wanted))
-    return Field("picture", array_store("abstraction", key, len(source), (*wanted, 3), make, chunk=64, desc="abstraction images"))
+    codec = packs(job, DRAWN)
+    key = digest(source.digest, trained.digest, list(wanted), *([codec.name] if codec else []))   # compressed they are others, by a level or so
+    return Field("picture", array_store("abstraction", key, len(source), (*wanted, 3), make, chunk=64, desc="abstraction images", codec=codec))

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core import DataError, default_device, digest, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
-from ..data.pixels import ArrayStore, array_store, label_store, pad_view, pixel_store
+from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
 from ..callbacks import seeded
@@ -26,7 +26,7 @@ from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
 from ..models.backbones import backbone
 from ..models.pooling import fit_masks
 from ..models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
-from .base import Need, noise, register_need
+from .base import Need, noise, packs, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
@@ -143,6 +143,7 @@ def mask_store(
     pixels: ArrayStore, parser: Parser,
     size: tuple,      # (height, width) of the masks
     key: str,         # digest of the parser
+    codec: Codec | None = None,   # `SOFT` keeps them compressed, without loss
 ) -> ArrayStore:      # rows are (S, height, width) uint8, 255 = 1
     "Region probabilities of every picture of a store"
     device = default_device()
@@ -150,7 +151,7 @@ def mask_store(
     def make(rows):
         x = normalize(pixels[rows].permute(0, 3, 1, 2).to(device))
         return (fit_masks(parser(x), size)*255).round().byte().cpu().numpy()
-    return array_store("masks", digest(pixels.digest, key, list(size)), len(pixels), (n, *size), make, chunk=64, desc="masks")
+    return array_store("masks", digest(pixels.digest, key, list(size)), len(pixels), (n, *size), make, chunk=64, desc="masks", codec=codec)
 
 def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
@@ -169,7 +170,7 @@ class Masks(Need):
     def fields(self, job, pixels: ArrayStore) -> list:
         trained = job_parser(job)
         p, regions = job.profile, to_regions(job.parsing, FACE7).regions
-        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.digest)
+        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.digest, packs(job, SOFT))
         return [*super().fields(job, pixels), Field("maps", store, regions, crop=self.patch(job, p.mask_size))]
 
     def made_up(self, job, n: int) -> list:

@@ -2,6 +2,7 @@
 import gc
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,23 @@ import pytest
 import torch
 
 from helpers import stopped_after
+from symbiosis_nb.bench import endless, optimiser_step, ratios, turns
 from symbiosis_nb.core import default_device, seed_everything
-from symbiosis_nb.data.loaders import Field, attribute_dls
+from symbiosis_nb.data.loaders import Augment, Field, attribute_dls, mixed_dls
+from symbiosis_nb.data.pixels import SOFT, SizedStore, array_store
 from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.inputs import prepare
 from symbiosis_nb.learner import attribute_learner
 from symbiosis_nb.localize import can_look, looks, unseen
 from symbiosis_nb.methods import METHODS, get_method
+from symbiosis_nb.models.backbones import backbone
+from symbiosis_nb.models.pooling import AvgPool
 from symbiosis_nb.needs.base import made_up_table, noise
 from symbiosis_nb.plan import job_of, measure, pieces, rehearsal
 from symbiosis_nb.recipes import Recipe
 from symbiosis_nb.runs import Predictor, load_model, run
 from symbiosis_nb.training import build_model
+from symbiosis_nb.vocab import FACE7
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,58 @@ def test_a_step_of_the_papers_size(method, data, on_gpu, note):
         note("peak memory", peak/2**20, "MiB"); note("planned memory", measure(piece)["memory"]/2**20, "MiB")
         assert peak < torch.cuda.get_device_properties(0).total_memory
     assert held > 0 and np.isfinite(float(learn.recorder.losses[-1]))
+
+
+def native_fields(n, size, root):
+    "Pictures sampled from native ones, and compressed masks, as the profiles of real size have them"
+    pictures, masks = noise(n, 218, 178, 3), noise(n, 7, 28, 23)
+    native = array_store("pixels", "noise", n, (218, 178, 3), lambda rows: pictures[rows], root=root)
+    packed = array_store("masks", "noise", n, (7, 28, 23), lambda rows: masks[rows], codec=SOFT, root=root)
+    return [Field("image", SizedStore(native, size)), Field("maps", packed, FACE7)]
+
+
+def all_batches(dls):
+    "Two passes over both parts"
+    for dl in dls.loaders: dl.rng.seed(0)
+    torch.manual_seed(0)
+    return [[t.cpu() for t in b] for _ in range(2) for dl in dls.loaders for b in dl]
+
+
+@pytest.mark.parametrize("kind", ["sampled", "mixed"])
+def test_batches_are_the_cpus(kind, data, tmp_path, note):
+    "The same rows, drawn numbers and labels; pictures but for the last digits of the device's arithmetic"
+    faces, parsing = data
+    n = 64
+    table = made_up_table(faces, n); table.split[n - 16:] = "valid"
+    def dls(device):
+        if kind == "sampled": return attribute_dls(table, native_fields(n, (224, 224), tmp_path), 8, Augment(), device=device)
+        regions, rows = parsing.take(slice(0, 12)), noise(12, 40, 32, 3)
+        return mixed_dls(table, Field("image", noise(n, 40, 32, 3)), regions, Field("image", rows), noise(12, 40, 32) % 11, bs=8, device=device)
+    here, there = all_batches(dls(torch.device("cpu"))), all_batches(dls(default_device()))
+    assert len(here) == len(there) > 8
+    off = max(float((a.float() - b.float()).abs().nan_to_num(0).max()) for x, y in zip(here, there) for a, b in zip(x, y) if a.is_floating_point())
+    labels = np.mean([float((a == b).float().mean()) for x, y in zip(here, there) for a, b in zip(x, y) if not a.is_floating_point()] or [1.])
+    note("largest difference of a normalised pixel", off, ""); note("labels that agree", labels, "")
+    assert off < 2e-2 and labels > .99
+    assert all(torch.equal(a.isnan(), b.isnan()) for x, y in zip(here, there) for a, b in zip(x, y) if a.is_floating_point())
+
+
+@pytest.mark.parametrize("trunk, size, bs", [("resnet18", (224, 224), 64), ("resnet50", (224, 224), 64), ("efficientnet_lite0", (218, 178), 32)])
+def test_feeding_beside_a_held_batch(trunk, size, bs, data, on_gpu, note, tmp_path):
+    "Steps of real size with gather, copy and augmentation, beside the same steps on one batch: in turns, as in nbs/benchmark.ipynb; asked is at most 5 %"
+    if not on_gpu:
+        if trunk != "resnet18": pytest.skip("one trunk without a GPU")
+        size, bs = (64, 64), 4
+    n, rounds = (16*bs, 60) if on_gpu else (4*bs, 3)
+    fields = native_fields(n, size, tmp_path)[:1]
+    dls = attribute_dls(made_up_table(data[0], n), fields, bs, Augment(), device=default_device())
+    learn = attribute_learner(dls, AvgPool(backbone(trunk), 40).to(default_device()), precision="bfloat16" if on_gpu else "float32", metrics=[])
+    held = dls.one_batch(); learn.model.train(); learn.create_opt()
+    step, batches = partial(optimiser_step, learn.model, learn.opt, getattr(torch, learn.precision)), endless(dls.train)
+    ways = dict(held=partial(step, held), fed=lambda: step(next(batches)), again=partial(step, held))
+    slower = 100*(1/ratios(turns(ways, rounds, warm=8 if on_gpu else 1), "held").times_faster - 1)
+    note("with data against a held batch", slower.fed, "% slower"); note("the held batch again", slower.again, "% slower")
+    assert np.isfinite(slower.fed)   # no test asserts a time: `reports/gpu.csv` says whether it is at most 5
 
 
 FAMILIES = ("avg_pool", "ssp", "ssg", "sa", "blan", "pse_b", "dual_path")   # one of each kind of model

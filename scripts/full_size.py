@@ -3,17 +3,19 @@
     python scripts/full_size.py layout FOLDER      # 202,599 hard links to 4,000 drawn faces, in the official layout; some minutes
     python scripts/full_size.py reading FOLDER     # the table and its digest, twice
     python scripts/full_size.py plan FOLDER        # what all methods with three seeds would cost here, profile "paper"
+    python scripts/full_size.py sampling FOLDER    # runs in FOLDER: average pooling on pictures decoded, averaged and sampled, and sampled alone; what it costs in AP
     python scripts/full_size.py card FOLDER OUT    # 19 methods x 3 seeds of made-up predictions in OUT: tables and page, made anew and read again
     python scripts/full_size.py study FOLDER OUT   # one epoch of avg_pool and ssp at 40x32 on all 162,770: from the files to the page; then all of it again, read
 
 Every part prints seconds and the peak of the process's resident memory. Nothing here is a result: the predictions of `card` are noise around
-the labels, and the faces of `study` are 4,000 drawn ones, many times."""
+the labels, the faces of `study` are 4,000 drawn ones, many times, and `sampling` compares on drawn faces alone."""
 import argparse
 import os
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,13 @@ from symbiosis_nb import metrics, stats
 from symbiosis_nb.claims import Ledger, scored_card
 from symbiosis_nb.data.official import celeba
 from symbiosis_nb.data.parts import parsing_part
-from symbiosis_nb.data.sources import open_parsing
+from symbiosis_nb.data.pixels import SizedStore
+from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.data.synthetic import make_faces
 from symbiosis_nb.jobs import make_job
 from symbiosis_nb.kept import FILES, Run, is_finished, keep, score
 from symbiosis_nb.methods import METHODS
+from symbiosis_nb.needs import base
 from symbiosis_nb.page import write_html
 from symbiosis_nb.plan import plan
 from symbiosis_nb.report import Card, write_tables
@@ -170,15 +174,44 @@ def study(root: Path, out: Path):
     for r in (first, second): print(r.method, {k: round(v, 1) for k, v in r.done["cost"].items() if isinstance(v, float)})
 
 
+WAYS = dict(decoded=dict(native=False), averaged=dict(native=True), skipped=dict(native=True))   # how pictures come to their size
+
+
+def sampling(out: Path, profile: str = "demo", seeds: int = 3):
+    "Average pooling on drawn faces at the profile's size, trained on pictures of each way: differences of mean AP in points, with the interval over test people"
+    table, runs = open_faces(profile=profile), {}
+    for way, how in WAYS.items():
+        base.SizedStore = partial(SizedStore, smooth=way != "skipped")
+        with measured(f"{seeds} runs, {way}"): runs[way] = [run("avg_pool", table, profile, seed=s, out=out/way, precision="float32", **how) for s in range(seeds)]
+    for way in ("averaged", "skipped"):
+        each = [stats.compare(metrics.average_precision, b.predictions()[0], a.predictions()[0], *a.predictions()[1:], a.clusters) for a, b in zip(runs["decoded"], runs[way])]
+        print(f"{way} - decoded, seed by seed:", *(f"{100*e['difference']:+.2f} [{100*e['low']:+.2f}, {100*e['high']:+.2f}]" for e in each))
+    print(compared(runs).round(2).to_string())
+
+
+def compared(runs: dict) -> pd.DataFrame:
+    "Differences of the mean over seeds, in points of AP; replicates draw test people, the same for all runs"
+    first = runs["decoded"][0]
+    weights = stats.cluster_weights(first.clusters, len(first.predictions()[0]))
+    drawn = {way: np.mean([stats.bootstrap_mean(metrics.average_precision, *r.predictions(), weights) for r in rs], 0) for way, rs in runs.items()}
+    found = {way: np.mean([np.nanmean(metrics.average_precision(*r.predictions())) for r in rs]) for way, rs in runs.items()}
+    spread = {way: np.std([np.nanmean(metrics.average_precision(*r.predictions())) for r in rs], ddof=1) if len(rs) > 1 else np.nan for way, rs in runs.items()}
+    rows = {f"{way} - decoded": stats.paired(found[way] - found["decoded"], drawn[way] - drawn["decoded"]) for way in ("averaged", "skipped")}
+    return 100*pd.DataFrame(rows).T.assign(seeds_apart=[spread[w] for w in ("averaged", "skipped")])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("layout", "reading", "plan", "card", "study"))
+    parser.add_argument("what", choices=("layout", "reading", "plan", "sampling", "card", "study"))
     parser.add_argument("root", type=Path, help="folder of the layout")
     parser.add_argument("out", type=Path, nargs="?", help="folder of runs")
+    parser.add_argument("--profile", default="demo", help="of `sampling`: \"smoke\" tries it, changes may follow, as in \"demo epochs=12\"")
+    parser.add_argument("--seeds", type=int, default=3, help="of `sampling`")
     given = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if given.what == "layout": make_layout(given.root)
     if given.what == "reading": reading(given.root)
     if given.what == "plan": whole_plan(given.root, given.out or given.root)
+    if given.what == "sampling": sampling(given.root, given.profile, given.seeds)
     if given.what == "card": card(given.root, given.out or sys.exit("give a folder for the made-up runs"))
     if given.what == "study": study(given.root, given.out or sys.exit("give a folder for the runs"))

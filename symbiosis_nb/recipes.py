@@ -133,6 +133,7 @@ class Profile:
     parser: str = "small"          # segmentation network that makes masks
     parser_recipe: Recipe = Recipe(lr=4e-3, epochs=8, bs=32, augment=WIDE)
     mask_share: int = 2            # masks are stored at size/mask_share
+    native: bool | None = None     # aligned pictures are sampled from one store of native size; None: in profiles of real size, where they are not smaller
     precision: str = "auto"        # "auto": the faster one, measured; see `learner.measured_precision`
     augment: bool = True           # as the recipe says; False: the pictures as they are
     options: dict = field(default_factory=dict)  # method -> keywords of its model that a run of this size needs

@@ -136,3 +136,38 @@ def test_a_run_of_real_size_keeps_them_compressed_and_a_small_one_does_not(metho
     assert {p.name.split("-")[0] for p in (tmp_path/"stores").iterdir()} & {kind, kind.split(".")[0]} == {kind}
     run(method, faces, "smoke", **{**how, "size": (40, 32)})
     assert list((tmp_path/"stores").glob(f"{kind.split('.')[0]}-*"))
+
+
+@pytest.fixture(scope="module")
+def faces():
+    from symbiosis_nb.data.sources import open_faces
+    return open_faces(profile="smoke")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (160, 128), (112, 92), (80, 64), (40, 32), (300, 60)])
+def test_a_sampled_picture_of_any_size_is_decode_and_resize(faces, size, tmp_path):
+    "But for one grey level of rounding, because what becomes smaller is averaged first; skipping pixels makes another picture"
+    from symbiosis_nb.data.pixels import SizedStore, pixel_store
+    few = faces.paths[:6]
+    native, own = pixel_store(few, (218, 178), root=tmp_path), pixel_store(few, size, root=tmp_path)[range(6)].float()
+    off = lambda **how: (SizedStore(native, size, **how)[range(6)].float() - own).abs()
+    assert off().max() <= 1
+    if min(size) < 100: assert off(smooth=False).mean() > 1
+
+
+@pytest.mark.parametrize("method, options", [("avg_pool", {}), ("g2s_1", dict(scheme="e")), ("g2s_1", dict(scheme="g"))])
+def test_one_store_for_small_pictures_too(faces, method, options, monkeypatch, tmp_path):
+    "Where it is asked for: the same batches as from a store of their own, moved or not, and a run with another name"
+    from dataclasses import replace
+    from symbiosis_nb.data.loaders import PATCHES
+    from symbiosis_nb.plan import job_of, stores
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path))
+    job = job_of(method, faces, "smoke", size=(64, 64), options=options, native=True)
+    own = replace(job, profile=replace(job.profile, native=None))
+    assert job.config()["native"] == [218, 178] and "native" not in own.config() and job.folder != own.folder
+    assert list(stores(job)) == [f"{faces.name}, whole, 218 x 178"]
+    a, b = (j.need.fields(j, j.need.pictures(j))[0] for j in (job, own))
+    torch.manual_seed(0); how = PATCHES.draw(3)
+    grey = lambda how: ((transform(a, a.gather([0, 1, 2]), how) - transform(b, b.gather([0, 1, 2]), how)).abs()*.225*255).mean()
+    most = .3 if method == "avg_pool" else 3   # a crop is averaged by whole factors, then sampled
+    assert grey(None) < most and grey(how) < most + 1.2

@@ -158,6 +158,7 @@ def transform(
     "Bring one gathered column into the form the model sees, moved as `how` says"
     if f.kind == "target": return x
     picture = f.kind in ("image", "picture")
+    if f.sized is not None: x = f.sized.shrunk(x)
     if picture: x = _planes(x)
     else: x = x.float()/255 if f.kind == "maps" else x.long()
     if f.sized is not None: return _sampled(f, x, how)

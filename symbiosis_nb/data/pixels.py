@@ -308,6 +308,7 @@ class SizedStore:
     native: ArrayStore  # (N, H, W, 3)
     size: tuple         # (height, width) wanted
     box: tuple | None = None  # x, y, width, height in native pixels; may reach over the border, which is repeated. None: the whole
+    smooth: bool = True       # what becomes smaller is averaged first; False skips pixels, to show what that does
 
     def __post_init__(self):
         if self.box is None: self.box = (0., 0., *map(float, self.native.shape[1::-1]))
@@ -328,9 +329,18 @@ class SizedStore:
         (H, W), (x, y, w, h) = self.native.shape[:2], self.box
         return torch.tensor([[w/W, 0., (2*x + w)/W - 1], [0., h/H, (2*y + h)/H - 1]])
 
+    def shrunk(self, x: torch.Tensor) -> torch.Tensor:
+        "Native pictures (B, 3, H, W), averaged: the whole to its wanted size, for a crop by whole factors, so that sampling skips no pixel"
+        native, box = self.native.shape[:2], self.box[:1:-1]
+        whole = self.box == (0., 0., *map(float, native[::-1]))
+        size = tuple(min(n, s) if whole else max(1, n//max(1, int(b/s))) for n, s, b in zip(native, self.size, box))
+        if not self.smooth or size == native: return x
+        if x.device.type == "cpu": return F.interpolate(x, size, mode="bilinear", antialias=True)   # bytes, as Pillow rounds them
+        return F.interpolate(x.float(), size, mode="bilinear", antialias=True).round()              # elsewhere only numbers can be averaged
+
     def __getitem__(self, rows) -> torch.Tensor:
         "The pictures of the given rows at the wanted size, uint8"
-        x = self.native[rows].permute(0, 3, 1, 2).float()
+        x = self.shrunk(self.native[rows].permute(0, 3, 1, 2)).float()
         grid = F.affine_grid(self.matrix.expand(len(x), 2, 3), (len(x), 3, *self.size), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False).round().byte().permute(0, 2, 3, 1)
 

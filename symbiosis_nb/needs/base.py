@@ -45,12 +45,13 @@ def packs(job, codec: Codec) -> Codec | None:
     return codec if job.profile.name in REAL else None
 
 def uses_native(job) -> bool:
-    "Whether a job's pictures are sampled from those of native size: aligned ones, never smaller than they are, in the profiles of real size"
-    size, whole = job.need.stored(job), job.table.frame == "aligned"
-    if not whole or job.profile.name not in REAL or size == NATIVE or job.profile.size is None: return False
+    "Whether a job's pictures are sampled from those of native size: aligned ones, where the profile says so; see `Profile.native`"
+    p, size = job.profile, job.need.stored(job)
+    asked = getattr(p, "native", None)
+    if job.table.frame != "aligned" or asked is False or size == NATIVE: return False
     try: box = job.need.native_box(job) or (0, 0, *NATIVE[::-1])
     except LookupError: return False
-    return size[0] >= box[3] and size[1] >= box[2]
+    return asked or (p.name in REAL and size[0] >= box[3] and size[1] >= box[2])
 
 def made_up_table(
     table,     # an `AttributeTable`

@@ -4,25 +4,39 @@
 
 # %% auto #0
 __all__ = ['FRESH', 'turns', 'ratios', 'backward', 'copied_ssp', 'ssg_resident', 'loss_step', 'optimiser_step', 'joint_step',
-           'decode', 'gather', 'endless', 'NotAhead']
+           'decode', 'gather', 'endless', 'NotAhead', 'PlainFaces', 'PlainNet', 'plain_epochs', 'fastai_epochs',
+           'own_epochs', 'in_processes', 'OnlyTraining', 'where_time_goes']
 
 # %% ../nbs/42_bench.ipynb #bcab7527
 import json
+import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torchvision
+from fastai.callback.core import Callback, CancelValidException
+from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
 
-from .data.loaders import Ahead, GatherDL
-from .data.tables import read_image
+from .data.loaders import Ahead, Field, GatherDL, attribute_dls
+from .data.pixels import pixel_store
+from .data.tables import AttributeTable, read_image
+from .learner import attribute_learner
 from .losses import parsing_ce
-from .models.pooling import SSP
+from .models.backbones import backbone
+from .models.pooling import SSP, AvgPool
 
 # %% ../nbs/42_bench.ipynb #b5161ac3
 def turns(
@@ -146,3 +160,132 @@ class NotAhead(GatherDL):
     "A loader that begins a batch when the model asks for it"
     def do_batch(self, rows): return self.create_batch(rows)
     def after_batch(self, b): return Ahead(self.plan(b), begin=False)
+
+# %% ../nbs/42_bench.ipynb #720c1386
+class PlainFaces(Dataset):
+    "Pictures and labels of one split, as torchvision's `CelebA` gives them"
+    def __init__(self, table: AttributeTable, split: str, transform):
+        rows = np.flatnonzero(table.split == split)
+        self.paths, self.labels, self.transform = [table.paths[i] for i in rows], torch.from_numpy(table.labels[rows]).long(), transform
+    def __len__(self): return len(self.paths)
+    def __getitem__(self, i): return self.transform(Image.open(self.paths[i]).convert("RGB")), self.labels[i]
+
+class PlainNet(nn.Module):
+    "torchvision's trunk and a two-way head for every attribute"
+    def __init__(self, trunk: str, n_attributes: int):
+        super().__init__()
+        self.trunk = getattr(torchvision.models, trunk)()
+        width, self.trunk.fc = self.trunk.fc.in_features, nn.Identity()
+        self.heads = nn.ModuleList(nn.Linear(width, 2) for _ in range(n_attributes))
+    def forward(self, x):
+        v = self.trunk(x)
+        return [head(v) for head in self.heads]
+
+def _plain_pass(net, dl, device, opt=None):
+    "One pass over a split; mean loss and accuracy of every attribute"
+    losses, hits = np.zeros(len(net.heads)), np.zeros(len(net.heads))
+    net.train(opt is not None)
+    with torch.set_grad_enabled(opt is not None):
+        for x, y in dl:
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            outputs = net(x)
+            loss = [cross_entropy(o, y[:, j]) for j, o in enumerate(outputs)]
+            if opt: opt.zero_grad(); sum(loss).backward(); opt.step()
+            for j, o in enumerate(outputs):
+                losses[j] += loss[j].item()*len(x); hits[j] += (o.argmax(1) == y[:, j]).sum().item()
+    return losses/len(dl.dataset), hits/len(dl.dataset)
+
+def plain_epochs(
+    table: AttributeTable,  # with splits "train" and "valid"
+    trunk: str,             # of torchvision, for example "resnet18"
+    bs: int = 32,
+) -> Callable:              # trains one more epoch
+    "A plain PyTorch script, float32"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seen = T.Compose([T.ToTensor(), T.Normalize([.485, .456, .406], [.229, .224, .225])])
+    loader = lambda split, tfm, **kw: DataLoader(PlainFaces(table, split, tfm), bs, num_workers=2, pin_memory=device.type == "cuda", persistent_workers=True, **kw)
+    train, valid = loader("train", T.Compose([T.RandomHorizontalFlip(), seen]), shuffle=True, drop_last=True), loader("valid", seen)
+    net = PlainNet(trunk, len(table.names)).to(device)
+    opt = torch.optim.SGD(net.parameters(), lr=.01, momentum=.9, weight_decay=1e-4)
+    return lambda: (_plain_pass(net, train, device, opt), _plain_pass(net, valid, device))
+
+def fastai_epochs(table: AttributeTable, trunk: str, bs: int = 32) -> Callable:
+    "The same by fastai's own `ImageDataLoaders` and `vision_learner`, with the mirror image as augmentation; else its defaults"
+    from fastai.vision.all import Flip, ImageDataLoaders, MultiCategoryBlock, vision_learner
+    rows = np.flatnonzero(np.isin(table.split, ("train", "valid")))
+    has = [" ".join(n for n, v in zip(table.names, table.labels[i]) if v) for i in rows]
+    frame = pd.DataFrame(dict(file=[str(table.paths[i]) for i in rows], has=has, valid=table.split[rows] == "valid"))
+    dls = ImageDataLoaders.from_df(frame, path="/", fn_col="file", label_col="has", label_delim=" ", valid_col="valid", bs=bs,
+                                  y_block=MultiCategoryBlock(vocab=list(table.names)), batch_tfms=[Flip()])
+    learn = vision_learner(dls, getattr(torchvision.models, trunk), pretrained=False)
+    return _silently(learn)
+
+def own_epochs(table: AttributeTable, trunk: str, bs: int = 32, size: tuple = (218, 178), root: Path | None = None) -> Callable:
+    "The same by this library: a store of pixels (in the folder `root`), its loaders, its learner, all by default"
+    return _silently(_own_learner(table, trunk, bs, size, root))
+
+def _own_learner(table, trunk, bs, size, root):
+    dls = attribute_dls(table, [Field("image", pixel_store(table, size, root=root))], bs)
+    return attribute_learner(dls, AvgPool(backbone(trunk), len(table.names)))
+
+def _silently(learn):
+    def epoch():
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return epoch
+
+# %% ../nbs/42_bench.ipynb #e329f3a3
+@contextmanager
+def in_processes(
+    ways: dict,  # name -> picklable function that returns a function of one turn
+):
+    "Name -> function that takes one turn in a fresh process of its own; the first turn makes what it needs"
+    serve = [sys.executable, "-c", "from symbiosis_nb.bench import _serve; _serve()"]
+    apart = {k: subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for k in ways}
+    try:
+        for k, p in apart.items(): _ask(p, ways[k])   # answers when everything is imported
+        yield {k: partial(_ask, p, None) for k, p in apart.items()}
+    finally:
+        for p in apart.values(): p.stdin.close(); p.wait(); p.stdout.close()
+
+def _ask(process, what):
+    "Send one object, wait for the answer; raises `RuntimeError` where the process has died, whose own message went to stderr"
+    pickle.dump(what, process.stdin); process.stdin.flush()
+    try: return pickle.load(process.stdout)
+    except EOFError: raise RuntimeError("a process with one of the ways has died") from None
+
+def _serve():
+    "In the process: take what makes a turn, then one turn for everything that comes"
+    ask, answer, ready = sys.stdin.buffer, sys.stdout.buffer, None
+    sys.stdout = sys.stderr       # what libraries print is no answer
+    way = pickle.load(ask)
+    while True:
+        pickle.dump(None if ready is None else ready(), answer); answer.flush()
+        try: pickle.load(ask)
+        except EOFError: return
+        ready = ready or way()
+
+# %% ../nbs/42_bench.ipynb #e4729c23
+class OnlyTraining(Callback):
+    "Leaves validation, and so the metrics, out"
+    def before_validate(self): raise CancelValidException()
+
+def _shares_of_epoch(table, trunk, bs, size, root, rounds):
+    "Seconds of each part in turns, as `where_time_goes` shows them"
+    learn = _own_learner(table, trunk, bs, size, root)
+    held = learn.dls.one_batch(); learn.model.to(held[0].device).train(); learn.create_opt()
+    n, dtype, batches = len(learn.dls.train), getattr(torch, learn.precision), endless(learn.dls.train)
+    def bare(): learn.model.train(); [(loss_step(learn.model, *held, dtype), learn.model.zero_grad()) for _ in range(n)]
+    def stepped(batch): learn.model.train(); [optimiser_step(learn.model, learn.opt, dtype, batch()) for _ in range(n)]
+    def fit(*cbs):
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cbs)
+    return turns({"trunk and head, held batch": bare, "and optimiser": lambda: stepped(lambda: held), "and feeding": lambda: stepped(lambda: next(batches)),
+                  "and the learner's callbacks": lambda: fit(OnlyTraining()), "and validation with its metrics": fit}, rounds)
+
+def where_time_goes(
+    table: AttributeTable, trunk: str, bs: int = 32, size: tuple = (218, 178), root: Path | None = None,  # as for `own_epochs`
+    rounds: int = 3,
+) -> pd.DataFrame:   # index: what is done; columns: img_s, pictures trained on in a second; times_bare, time beside the first line's
+    "Our own epoch, part by part, in a process of its own"
+    with in_processes(dict(ours=partial(partial, _shares_of_epoch, table, trunk, bs, size, root, rounds))) as turn: seconds = turn["ours"]()
+    seen = (table.split == "train").sum()//bs*bs
+    return pd.DataFrame(dict(img_s=seen/seconds.median(), times_bare=seconds.div(seconds.iloc[:, 0], axis=0).median()))

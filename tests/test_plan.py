@@ -8,16 +8,17 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from helpers import picture_table, stopped_after
-from symbiosis_nb.campaign import Campaign, run_all, said_time, train_all
+from symbiosis_nb.campaign import Campaign, run_all, said_time, study_jobs, train_all
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
-from symbiosis_nb.methods import METHODS
+from symbiosis_nb.methods import METHODS, PSE_RECIPE, PSE_SE
 from symbiosis_nb.plan import Plan, job_of, joined, length, pieces, plan, plan_jobs
 from symbiosis_nb.runs import run
 
@@ -155,3 +156,16 @@ def test_the_plan_comes_first_and_nothing_waits():
         p.stdin.close()
     done = subprocess.run(script, input="no plan\n", capture_output=True, text=True)
     assert done.stdout == "no plan\n"
+
+
+@pytest.mark.parametrize("weights, begins", [("", "imagenet"), ("scratch", None)])
+def test_both_trunks_of_pse_can_be_planned(weights, begins, data, tmp_path):
+    "The notebook's own cell: the SE-ResNet starts from ImageNet by itself, AlexNet from what was given"
+    cells = json.loads((Path(__file__).parents[1]/"nbs"/"reproduce_pse.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = next(s for c in cells if "planned = joined(" in (s := "".join(c["source"])))
+    jobs, ends = [], SimpleNamespace(go=lambda only: None)
+    given = dict(plan=lambda *a, **k: jobs.append(study_jobs(*a, **k)), joined=lambda *plans: ends, PSE_RECIPE=PSE_RECIPE, PSE_SE=PSE_SE)
+    exec(source, given | dict(paper=False, trunk_list=["alexnet_bn", "se_resnet50"], names=["dmtl", "pse_b"], table=data[0], profile="smoke", seeds=1,
+                              folder=tmp_path, weights=weights, small_rows=[], on_bad="raise", plan_only=True))
+    used = [(j.profile.backbone, j.profile.weights) for of_trunk in jobs for j in of_trunk]
+    assert used[2:] == [("se_resnet50", begins)]*2 and [trunk for trunk, _ in used[:2]] == ["alexnet_bn"]*2

@@ -1,0 +1,35 @@
+"Predictions lie beside the kept reports: what is printed can be computed from them, without pictures, weights or a GPU"
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from symbiosis_nb.kept import Run, score
+
+REPORTS = Path(__file__).parents[1]/"reports"
+KEPT = sorted(p.parent for p in REPORTS.glob("*/predictions/*/done.json"))
+
+
+def test_some_are_kept(): assert KEPT
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")
+def test_scores_can_be_computed_again(folder):
+    "From logits of three digits: every mean within a hundredth of a point of what the run itself wrote"
+    r = Run(folder)
+    again = score(r.arrays, r.vocab)[["accuracy", "AP", "balanced_accuracy"]]
+    np.testing.assert_allclose(again.mean(), r.scores[again.columns].mean(), atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")
+def test_no_weights_are_beside(folder):
+    assert {p.name for p in folder.iterdir()} == {"config.json", "done.json", "log.csv", "scores.parquet", "predictions.npz"}
+
+
+@pytest.mark.parametrize("report", sorted({p.parents[1] for p in KEPT}), ids=lambda p: p.name)
+def test_every_row_of_a_report_has_its_predictions(report):
+    rows = pd.read_csv(report/"runs.csv", dtype=dict(commit=str))
+    for row in rows.itertuples():
+        r = Run(report/"predictions"/row.folder)
+        assert r.scores.AP.mean() == pytest.approx(row.AP, abs=1e-5) and r.done["fingerprint"]["commit"] == row.commit

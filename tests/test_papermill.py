@@ -91,7 +91,8 @@ def test_without_output_path(tmp_path, cache):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*(p.stem for p in sorted((ROOT/"nbs").glob("reproduce_*.ipynb"))), "controls", "strength", "cross"])
 def test_every_reproduction_in_smoke(name, tmp_path, cache):
-    done = papermill(ROOT/"nbs"/f"{name}.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    size = ["trunks", "small: smoke; wider: smoke width=.5"] if name == "strength" else ["profile", "smoke"]
+    done = papermill(ROOT/"nbs"/f"{name}.ipynb", tmp_path/"out.ipynb", "-p", *size, "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-3000:]
     assert any((tmp_path/"results"/"runs").glob("*/done.json"))
 

@@ -145,7 +145,7 @@ def test_reproduction_notebook(path):
     assert not any(c["outputs"] for c in code), "sources are kept without outputs; executed notebooks live in reports/"
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem == "controls"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("controls", "strength", "cross")], ids=lambda p: p.stem)
 def test_a_kept_empty_source_names_its_executed_copies(path):
     text = "".join(next(c["source"] for c in cells(path) if c["cell_type"] == "markdown"))
     line = next(l for l in text.splitlines() if l.startswith("**Executed**: ") and "its executed copies: " in l)

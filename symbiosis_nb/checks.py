@@ -26,11 +26,12 @@ def check_settings(
     settings: dict,           # fields of `Profile` or `Recipe`, as they were asked for
     seed: int = 0,            # 0 or more
     on_bad: str = "raise",    # "raise" or "skip"
+    started: bool = False,    # whether a finished run is gone on from: with no epoch it is measured as it is
 ) -> None:
     "Raises `ValueError` for the first setting that cannot be meant, with what it may be"
     if not _is_number(seed, whole=True) or seed < 0: _refuse("seed", seed, "a whole number, 0 or more")
     for name, value in settings.items():
-        least = 0 if name == "epochs" else 1   # no epoch: the network that a run starts from is measured as it is
+        least = 0 if started and name == "epochs" else 1
         if name in COUNTS and value is not None and not (_is_number(value, whole=True) and value >= least):
             _refuse(name, value, f"a whole number, {least} or more")
         if name in POSITIVE and not (_is_number(value) and value > 0): _refuse(name, value, "a number above 0")

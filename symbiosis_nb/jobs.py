@@ -175,7 +175,7 @@ def make_job(
 ) -> Job:
     "A job with nothing left open; raises `ValueError` for an unknown method, profile or setting"
     check_tables(table, where.get("parsing"))
-    check_settings(overrides or {}, seed, where.get("on_bad", "raise"))
+    check_settings(overrides or {}, seed, where.get("on_bad", "raise"), where.get("start") is not None)
     m, asked = get_method(method).on(table.name), make_profile(profile, **(overrides or {}))
     p = resolve(asked, m)
     twin = get_method(m.same_as).on(table.name) if m.same_as else None

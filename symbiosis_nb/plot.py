@@ -9,6 +9,7 @@ __all__ = ['STYLE', 'PALETTE', 'FEW', 'MARKS', 'VERDICTS', 'colours', 'told_apar
            'pointing_bars']
 
 # %% ../nbs/41_plot.ipynb #37b0aa31
+import math
 from itertools import product
 
 import matplotlib.pyplot as plt

@@ -121,6 +121,17 @@ def test_papermilled_notebooks_use_what_they_have(path):
     assert brought - loaded == set()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT/"symbiosis_nb").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_name_of_the_library_is_there(path):
+    "A function that no example calls would stop with a `NameError` in somebody's hands"
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    brought = {(a.asname or a.name).split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    loaded = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    made |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and n.name}
+    assert loaded - brought - made - {*dir(builtins), "__file__"} == set()
+
+
 @pytest.mark.parametrize("path", PAPERMILLED, ids=name)
 def test_papermilled_notebooks_define_nothing(path):
     "Parameters, calls, tables, figures: what has a name of its own stands in the library, with an example"

@@ -10,4 +10,5 @@ from .shell import main
 
 # %% ../nbs/34a___main__.ipynb #35ff4842
 #| eval: false
+# in a notebook this would end the kernel; tests/test_shell.py calls it from a shell
 if __name__ == "__main__": raise SystemExit(main())

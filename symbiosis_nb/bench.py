@@ -195,6 +195,7 @@ def _plain_pass(net, dl, device, opt=None):
                 losses[j] += loss[j].item()*len(x); hits[j] += (o.argmax(1) == y[:, j]).sum().item()
     return losses/len(dl.dataset), hits/len(dl.dataset)
 
+# %% ../nbs/42_bench.ipynb #0536355e
 def plain_epochs(
     table: AttributeTable,  # with splits "train" and "valid"
     trunk: str,             # of torchvision, for example "resnet18"

@@ -48,7 +48,8 @@ class Kept:
         "Everything in one of the folder's npz files"
         with np.load(self.folder/f"{name}.npz", allow_pickle=False) as z: return {k: z[k] for k in z.files}
     def weights(self) -> dict:
-        "The trained weights by name"
+        "The trained weights by name; raises `DataError` for a small copy, which has none"
+        if not (self.folder/"model.safetensors").is_file(): raise DataError(f"{self.folder} has no weights: it is a small copy, or an average of other runs")
         return load_file(self.folder/"model.safetensors")
 
 # %% ../nbs/24_kept.ipynb #e7712426

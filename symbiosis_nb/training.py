@@ -133,7 +133,9 @@ def _trained(job, ready, folder):
     p, model = job.profile, build_model(job, ready.n_regions).to(default_device())
     if p.loss and hasattr(model, "loss"):
         raise ValueError(f"{job.method.name} has a loss of its own: loss={p.loss!r} is for methods trained by plain cross-entropy")
-    if job.start is not None: start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
+    if job.start is not None:
+        left = start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
+        if p.recipe.epochs_on(1) == 0: _same_network(job, left)
     metrics = [*default_metrics(), *job.need.metrics(ready)]
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
@@ -141,6 +143,14 @@ def _trained(job, ready, folder):
         try: learn.fit_recipe(p.recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
         except KeyboardInterrupt: raise Stopped(_stopped(job, learn, checkpoint)) from None
     return learn, selection, clock, checkpoint
+
+def _same_network(job, left):
+    "Raise `DataError` where a network that is to be measured as it is would become another one"
+    here, there = job.config(), Run(job.start).config
+    other = [k for k in ("backbone", "width", "stride", "size") if here["profile"][k] != there["profile"][k]]
+    other += [k for k in ("method", "options") if here[k] != there[k]]
+    if left: other.append(f"{len(left)} parameters that it has not ({left[0]}, ...)")
+    if other: raise DataError(f"epochs=0 measures {job.start} as it is, and this differs: {', '.join(other)}")
 
 @contextmanager
 def _stoppable(job):

@@ -109,27 +109,29 @@ def test_code_that_people_read_fits_the_page(path):
     assert [l for l in lines if len(l) > 120] == []
 
 
+def names_in(sources) -> tuple:
+    "Names that code imports, makes in any other way, and uses"
+    nodes = [n for source in sources for n in ast.walk(ast.parse(source))]
+    brought = {(a.asname or a.name).split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    stored = lambda n: isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    made = {n.id for n in nodes if stored(n)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    made |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and n.name}
+    return brought, made, {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
 @pytest.mark.parametrize("path", PAPERMILLED, ids=name)
 def test_papermilled_notebooks_use_what_they_have(path):
     "A name that nothing imports or assigns would stop a notebook in its middle; an import that nothing uses misleads"
-    nodes = [n for source in code_of(path) for n in ast.walk(ast.parse(source))]
-    brought = {(a.asname or a.name).split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
-    loaded = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
-    given = {*dir(builtins), "get_ipython", "display"}   # by Python, and by Jupyter
-    assert loaded - brought - made - given == set()
-    assert brought - loaded == set()
+    brought, made, used = names_in(code_of(path))
+    assert used - brought - made - {*dir(builtins), "get_ipython", "display"} == set()   # by Python, and by Jupyter
+    assert brought - used == set()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT/"symbiosis_nb").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_name_of_the_library_is_there(path):
     "A function that no example calls would stop with a `NameError` in somebody's hands"
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    brought = {(a.asname or a.name).split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
-    loaded = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
-    made |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and n.name}
-    assert loaded - brought - made - {*dir(builtins), "__file__"} == set()
+    brought, made, used = names_in([path.read_text(encoding="utf-8")])
+    assert used - brought - made - {*dir(builtins), "__file__"} == set()
 
 
 @pytest.mark.parametrize("path", PAPERMILLED, ids=name)

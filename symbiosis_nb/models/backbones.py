@@ -367,6 +367,7 @@ class DensePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B,C,H,W) -> (B,C,H/step,W/step)
         return F.max_pool2d(F.pad(x, self.pad, value=-math.inf), self.kernel, self.step, 0, self.spread)
 
+# %% ../../nbs/10_models.backbones.ipynb #79feae40
 class SpreadDepthwise(nn.Conv2d):
     "A depthwise convolution with a spread kernel, on a CPU done as a dense one on every `spread`-th place: the same numbers, sooner"
     def __init__(self,
@@ -393,6 +394,7 @@ class SpreadDepthwise(nn.Conv2d):
         y = y.permute(0, 2, 3, 1).unflatten(0, (d, d, b)).permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
         return y[:, :h, :w].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
+# %% ../../nbs/10_models.backbones.ipynb #95c88a5d
 def _strides_before(stages, in_channels):
     "Stride of the map that each convolution and max-pool takes"
     before, layers = {}, [m for s in stages for m in s.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]

@@ -47,11 +47,10 @@ def packs(job, codec: Codec) -> Codec | None:
 def uses_native(job) -> bool:
     "Whether a job's pictures are sampled from those of native size: aligned ones, where the profile says so; see `Profile.native`"
     p, size = job.profile, job.need.stored(job)
-    asked = getattr(p, "native", None)
-    if job.table.frame != "aligned" or asked is False or size == NATIVE: return False
+    if job.table.frame != "aligned" or p.native is False or size == NATIVE: return False
     try: box = job.need.native_box(job) or (0, 0, *NATIVE[::-1])
     except LookupError: return False
-    return asked or (p.name in REAL and size[0] >= box[3] and size[1] >= box[2])
+    return p.native or (p.name in REAL and size[0] >= box[3] and size[1] >= box[2])
 
 def made_up_table(
     table,     # an `AttributeTable`

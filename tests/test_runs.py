@@ -212,6 +212,8 @@ def test_no_epoch_measures_the_start_as_it_is(tmp_path):
     other = replace(table.take(slice(None, None, -1)), name="another set")
     there = run("avg_pool", cross(table, other), start=first.folder, epochs=0, **how)
     np.testing.assert_array_equal(there.predictions()[0], first.predictions()[0][::-1])
+    trained = run("avg_pool", cross(table, other), epochs=2, **how)
+    np.testing.assert_array_equal(there.predictions()[0], trained.predictions()[0])   # as if it had been trained for that part
     card = Card([there], cross(table, other)); card.scores(), card.selection(), card.cost(), card.limits(), card.run_rows()
     with pytest.raises(DataError, match="as it is, and this differs: size"): run("avg_pool", table, start=first.folder, epochs=0, size=(48, 40), **how)
     with pytest.raises(DataError, match="differs: width"): run("avg_pool", table, start=first.folder, epochs=0, width=.5, **how)

@@ -129,7 +129,11 @@ def build(site: Path):
     for p in notebooks: page_of(p, source/"nbs"/p.name)
     kept = sorted((ROOT/"reports").glob("*.ipynb"))
     for p in kept: page_of(p, source/"reports"/p.name)
-    for p in [*(ROOT/"reports").glob("*.html"), *(ROOT/"reports").glob("*.csv")]: shutil.copy(p, source/"reports"/p.name)
+    cards = source/"reports"/"cards"; cards.mkdir()   # a card is called as its notebook's page is: it lies elsewhere, and is linked there
+    for p in (ROOT/"reports").glob("*.html"):
+        shutil.copy(p, cards); page = source/"reports"/f"{p.stem}.md"
+        if page.is_file(): page.write_text(page.read_text(encoding="utf-8").replace(f'href="{p.name}"', f'href="cards/{p.name}"'), encoding="utf-8")
+    for p in (ROOT/"reports").glob("*.csv"): shutil.copy(p, source/"reports")
     library = [p for p in notebooks if module_of(p)]
     api = [m for p in library if api_page(p, m := module_of(p), source/"api"/f"{m}.md")]
     claims_page(source/"how_to"/"claims.md")

@@ -195,6 +195,14 @@ def test_links_of_notebooks_and_readme_lead_somewhere():
     assert not lost
 
 
+@pytest.mark.parametrize("path", sorted((ROOT/"reports").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_links_of_kept_reports_lead_somewhere(path):
+    "What an executed notebook shows as a link, too: the page beside it"
+    shown = [t for c in cells(path) for o in c.get("outputs", []) for t in o.get("data", {}).get("text/html", [])]
+    links = re.findall(r'href="([^"#]+)"', "".join(shown))
+    assert [l for l in links if not re.match(r"[a-z]+:", l) and not (path.parent/l).exists()] == []
+
+
 def test_nothing_forbidden_is_tracked():
     files = tracked()
     big = [f for f in files if (ROOT/f).stat().st_size > 3_000_000]

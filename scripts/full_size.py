@@ -3,7 +3,7 @@
     python scripts/full_size.py layout FOLDER      # 202,599 hard links to 4,000 drawn faces, in the official layout; some minutes
     python scripts/full_size.py reading FOLDER     # the table and its digest, twice
     python scripts/full_size.py plan FOLDER        # what all methods with three seeds would cost here, profile "paper"
-    python scripts/full_size.py sampling FOLDER    # runs in FOLDER: average pooling on pictures decoded, averaged and sampled, and sampled alone; what it costs in AP
+    python scripts/full_size.py sampling FOLDER    # runs in FOLDER: average pooling on pictures decoded, averaged and sampled, and sampled alone; what it costs in AP, in FOLDER/sampling.csv
     python scripts/full_size.py card FOLDER OUT    # 19 methods x 3 seeds of made-up predictions in OUT: tables and page, made anew and read again
     python scripts/full_size.py study FOLDER OUT   # one epoch of avg_pool and ssp at 40x32 on all 162,770: from the files to the page; then all of it again, read
 
@@ -186,7 +186,9 @@ def sampling(out: Path, profile: str = "demo", seeds: int = 3):
     for way in ("averaged", "skipped"):
         each = [stats.compare(metrics.average_precision, b.predictions()[0], a.predictions()[0], *a.predictions()[1:], a.clusters) for a, b in zip(runs["decoded"], runs[way])]
         print(f"{way} - decoded, seed by seed:", *(f"{100*e['difference']:+.2f} [{100*e['low']:+.2f}, {100*e['high']:+.2f}]" for e in each))
-    print(compared(runs).round(2).to_string())
+    found = compared(runs).round(2)
+    found.to_csv(out/"sampling.csv", index_label="pictures")
+    print(found.to_string())
 
 
 def compared(runs: dict) -> pd.DataFrame:
@@ -197,7 +199,8 @@ def compared(runs: dict) -> pd.DataFrame:
     found = {way: np.mean([np.nanmean(metrics.average_precision(*r.predictions())) for r in rs]) for way, rs in runs.items()}
     spread = {way: np.std([np.nanmean(metrics.average_precision(*r.predictions())) for r in rs], ddof=1) if len(rs) > 1 else np.nan for way, rs in runs.items()}
     rows = {f"{way} - decoded": stats.paired(found[way] - found["decoded"], drawn[way] - drawn["decoded"]) for way in ("averaged", "skipped")}
-    return 100*pd.DataFrame(rows).T.assign(seeds_apart=[spread[w] for w in ("averaged", "skipped")])
+    points = 100*pd.DataFrame(rows).T.assign(seeds_apart=[spread[w] for w in ("averaged", "skipped")])
+    return points[["difference", "low", "high", "seeds_apart"]]
 
 
 if __name__ == "__main__":

@@ -74,6 +74,15 @@ def test_figures_of_the_users_own_pictures(tmp_path, cache):
 
 
 @pytest.mark.slow
+def test_the_large_set_of_lfwa_has_settings_of_its_own(tmp_path, cache):
+    done = papermill(ROOT/"nbs"/"reproduce_lfwa.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke epochs=3", "-p", "large", "epochs=2", "-p", "methods", "avg_pool", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = [json.loads(p.read_text()) for p in (tmp_path/"results"/"runs").glob("avg_pool*/config.json")]
+    passes = sorted((c["profile"]["recipe"]["epochs"], "start" in c) for c in runs)
+    assert passes == [(2, False), (3, False), (3, True)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name, share", [("lfwa", "valid_share"), ("wider", "share"), ("berkeley", "valid_share")])
 def test_nothing_need_be_held_out(name, share, tmp_path, cache):
     done = papermill(ROOT/"nbs"/f"reproduce_{name}.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", share, 0, "-p", "methods", "inception sa", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)

@@ -80,13 +80,13 @@ def encoder_shares(
     "Each loss term's share of the encoder's gradient, at a random start and after training, with both forms of the small terms (blan, 8.1)"
     rows, device = {}, default_device()
     store = pixel_store(table, tuple(r.config["profile"]["size"]))
-    x, y = next(iter(attribute_loader(table, [Field("image", store)], "train", n, device=device)))
-    trained = load_model(r.folder).model
-    p = r.config["profile"]
-    with seeded(r.config["seed"]): fresh = get_method("blan").build(Build(r.vocab, trained.size, p["backbone"], p["width"], options=r.config["options"]))
+    trained, p, seed = load_model(r.folder).model, r.config["profile"], r.config["seed"]
+    with seeded(seed):
+        x, y = next(iter(attribute_loader(table, [Field("image", store)], "train", n, device=device)))
+        fresh = get_method("blan").build(Build(r.vocab, trained.size, p["backbone"], p["width"], options=r.config["options"]))
     for form, (when, net) in product(("mean", "sum"), dict(start=fresh, end=trained).items()):
         net.rec = net.info = form
-        rows[form, when] = net.to(device).train().loss_shares(x, y)
+        with seeded(seed): rows[form, when] = net.to(device).train().loss_shares(x, y)   # dropout's draws
     return pd.DataFrame(rows).T
 
 # %% ../nbs/53_readings.ipynb #46a6a492

@@ -197,6 +197,7 @@ def make_profile(
     name, _, more = name.strip().partition(" ")
     if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
     overrides = read_settings(more) | overrides
+    if overrides.get("weights", "") is None: del overrides["weights"]   # none given: the profile's own stay; "scratch" asks for none
     own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})

@@ -153,6 +153,9 @@ def test_reproduction_notebook(path):
     known = set(ast.literal_eval(calls[0].args[1]).split())
     assigned = set(re.findall(r"(?m)^(\w+): ", "".join(code[0]["source"])))
     assert known == assigned, "the parameters cell and refuse_unknown must name the same parameters"
+    texts = "|".join(re.findall(r"(?m)^(\w+): str", "".join(code[0]["source"])))
+    bare = re.findall(rf"\b(?:int|float), (?:{texts})\.split", "".join("".join(c["source"]) for c in code))
+    assert not bare, f"-p {bare} with one number arrives as a number: str(...) first"
     stored = lambda c: {n.id for n in ast.walk(ast.parse("".join(c["source"]))) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert not (again := known & set().union(*map(stored, code[1:]))), f"a parameter means what was asked for to the end; {again} is assigned again"
     assert not any(c["outputs"] for c in code), "sources are kept without outputs; executed notebooks live in reports/"

@@ -20,7 +20,10 @@ def write(folder: Path):
     subprocess.run([sys.executable, "-m", "nbconvert", str(ROOT/"nbs"/"index.ipynb"), "--to", "markdown", "--output-dir", str(folder), "--output", "README", *options],
                    check=True, capture_output=True)
     readme = Path(folder)/"README.md"
-    readme.write_text(from_root(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    text = from_root(readme.read_text(encoding="utf-8"))
+    readme.write_text(text, encoding="utf-8")
+    for old in (Path(folder)/"nbs"/"images").glob("README_*"):   # of cells that have moved since
+        if old.name not in text: old.unlink()
 
 
 if __name__ == "__main__": write(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

@@ -128,6 +128,7 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
     finish(job, folder, arrays, epoch_log(learn), learn.model, costs, **more)
     return checkpoint.news
 
+# %% ../nbs/32a_training.ipynb #4a212ee8
 def _trained(job, ready, folder):
     "A learner after training, with the callbacks that know what happened"
     p, model = job.profile, build_model(job, ready.n_regions).to(default_device())
@@ -152,6 +153,7 @@ def _same_network(job, left):
     if left: other.append(f"{len(left)} parameters that it has not ({left[0]}, ...)")
     if other: raise DataError(f"epochs=0 measures {job.start} as it is, and this differs: {', '.join(other)}")
 
+# %% ../nbs/32a_training.ipynb #df0c2a8f
 @contextmanager
 def _stoppable(job):
     "Whoever is stopped inside says which run it was, and that it goes on"

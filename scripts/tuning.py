@@ -5,7 +5,7 @@
     python scripts/tuning.py RUNS --celeba_46k ROOT --parsing ROOT [METHOD ...]   # the same on more faces: reports/tuning_celeba_46k.csv
 
 A profile trains all methods at one rate; the files show what that costs each of them. Finished runs in the folder RUNS are read, others
-are trained. The test split is not looked at, and the seed is one that no report uses; on CelebA, where a run takes half an hour, it is theirs."""
+are trained. The test split is not looked at. The seed is one that no report uses; on photographs, where a run takes up to half an hour, it is theirs."""
 import argparse
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from symbiosis_nb.runs import run
 MAY_CHOOSE = [m.name for m in METHODS.values() if not m.parts and not m.chain and not m.same_as]
 SETS = dict(   # profile, rates, seed, methods
     synthetic=("demo", (2e-3, 4e-3, 8e-3), 100, MAY_CHOOSE),
-    lfwa=("onecycle size=112x92 epochs=4", (2e-3, 6e-3, 2e-2), 100, ("avg_pool", "ssp")),
+    lfwa=("onecycle size=112x92 epochs=4", (2e-3, 6e-3, 1.2e-2), 0, ("avg_pool", "ssp", "sa")),
     celeba_46k=("onecycle size=112x92 epochs=2", (2e-3, 6e-3, 1.2e-2), 0, ("avg_pool",)))
 
 

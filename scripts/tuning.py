@@ -35,8 +35,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", help="folder of runs")
     p.add_argument("methods", nargs="*")
-    p.add_argument("--lfwa", help="folder of LFWA")
-    p.add_argument("--celeba_46k", help="folder of CelebA, or of a part of it")
+    one = p.add_mutually_exclusive_group()
+    one.add_argument("--lfwa", help="folder of LFWA")
+    one.add_argument("--celeba_46k", help="folder of CelebA, or of a part of it")
     p.add_argument("--parsing", help="folder of CelebAMask-HQ or Helen")
     a = p.parse_args()
     name = "lfwa" if a.lfwa else "celeba_46k" if a.celeba_46k else "synthetic"
@@ -48,8 +49,9 @@ def main():
     used, rows = make_profile(profile).recipe.lr, []
     for method in a.methods or methods:
         valid = lambda lr: run(method, faces, profile, seed, a.runs, parsing, lr=lr).predictions("valid")
-        score = {lr: 100*np.nanmean(M.average_precision(*valid(lr))) for lr in rates}
-        rows.append(dict(method=method, **{f"rate {lr:g}": round(v, 2) for lr, v in score.items()}, lost_by_the_common_rate=round(max(score.values()) - score[used], 2)))
+        score = {lr: 100*float(np.nanmean(M.average_precision(*valid(lr)))) for lr in rates}
+        lost = max(score.values()) - score[used]
+        rows.append(dict(method=method, **{f"rate {lr:g}": round(v, 2) for lr, v in score.items()}, lost_by_the_common_rate=round(lost, 2)))
         print(rows[-1], flush=True)
     with atomic_write(Path(__file__).parents[1]/f"reports/tuning_{name}.csv") as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
 

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from . import plot, published, stats
 from .core import atomic_write
+from .jobs import departures
 from .methods import METHODS
 from .published import PAPERS
 from .report import HEADLINE, Card, markdown, over_seeds, printed_method, span
@@ -192,8 +193,9 @@ def judge(
 
 # %% ../nbs/52_claims.ipynb #893cbfed
 def _methods(runs) -> list:
-    "The registered methods of these rows: as which they were asked for, else those that trained them"
-    return [m for r in runs if (m := printed_method(r.method) or printed_method(r.config["method"]))]
+    "The registered methods of these rows, as their papers train them on these data; as which they were asked for, else those that trained them"
+    found = [(printed_method(r.method) or printed_method(r.config["method"]), r.config) for r in runs]
+    return [m.on(c["data"]).having(c["profile"]["backbone"]) for m, c in found if m]
 
 def _trunks(runs) -> str:
     "The trunk that all rows share, where their papers have others"
@@ -220,7 +222,8 @@ def run_differs(
     "What these runs had in place of what the claim is about, as one phrase"
     if not runs: return ""
     p = runs[0].config["profile"]
-    size = "" if p["name"] == "paper" else f"profile {p['name']}: {p['recipe']['epochs']} epochs at {p['size'][0]}x{p['size'][1]}"
+    size = f"profile {p['name']}: {p['recipe']['epochs']} epochs at {p['size'][0]}x{p['size'][1]}"
+    if p["name"] == "paper": size = "; ".join(dict.fromkeys(said for r, m in zip(runs, _methods(runs)) for said in departures(r.config, m)))
     return "; ".join(filter(None, [_pictures(runs, claim.dataset), _trunks(runs), _start(runs), size]))
 
 # %% ../nbs/52_claims.ipynb #5697706e

@@ -79,7 +79,7 @@ def attribute_job(
     job: Job,    # of a chain
 ) -> Job:
     "The job of one attribute's own network; what it starts from and its crop differ step by step"
-    profile = replace(job.profile, recipe=job.profile.tune or get_method("g2s_one").on(job.table.name).recipe)
+    profile = replace(job.profile, recipe=job.profile.tune)
     options = {k: v for k, v in job.options.items() if k != "schemes"}
     return replace(job.of("g2s_one", table=one_attribute(job.table, name), profile=profile, executor=None), options=options)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'SSP_START', 'SSP_AREA',
            'INCEPTION', 'BLAN_RECIPE', 'BLAN_LFWA', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ',
-           'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'G2S_LFWA', 'ONE_LFWA', 'CHAINS',
+           'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'ONE_LFWA', 'G2S_LFWA', 'CHAINS',
            'VGG_FACE', 'BEST', 'Build', 'Method', 'family', 'register', 'get_method', 'method_of']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
@@ -66,8 +66,10 @@ class Method:
     groups: bool = False           # the model branches by the vocabulary's groups
     weights: str | None = None     # the trunk's start: None (scratch), "imagenet", or "file", one that no package brings (see `note`)
     recipe: Recipe = Recipe()      # the paper's training
+    tune: Recipe | None = None     # that of a chain's later steps
     options: dict = field(default_factory=dict)  # keywords of its model, part of every run's config
     sets: dict = field(default_factory=dict)     # data set ("LFWA", "WIDER", "Berkeley") -> the fields that its paper changes there
+    trunks: dict = field(default_factory=dict)   # further trunk of the paper -> the fields that it changes there
     note: str = ""                 # what a reader of the table must know
 
     @property
@@ -78,6 +80,12 @@ class Method:
     ) -> "Method":
         "The method as its paper trains it on a data set"
         return replace(self, **self.sets.get(family(data), {}))
+
+    def having(self,
+        trunk: str,  # name of a backbone
+    ) -> "Method":
+        "The method as its paper trains it with this trunk; itself where the paper has no such trunk"
+        return replace(self, trunk=trunk, **self.trunks[trunk]) if trunk in self.trunks else self
 
 FAMILIES = dict(LFWA=("LFWA", "shifted"), WIDER=("WIDER",), Berkeley=("Berkeley",))   # data set -> what its tables are called
 
@@ -137,7 +145,7 @@ register(
     _symbiosis("avg_pool", "Avg. pooling", "Avg. Pooling", lambda b: AvgPool(b.trunk(), b.n)),
     _symbiosis("spp_net", "SPPNet*", "SPPNet*", lambda b: SPPNet(b.trunk(), b.n, **b.options)),
     _symbiosis("naive", "Naive", "Naive Approach", lambda b: NaiveNet(b.trunk(3 + b.n_regions), b.n), needs="masks",
-               note="masks are stored at half the picture's size and brought to it bilinearly"),
+               note="masks are stored at half the picture's size, each value repeated"),
     _symbiosis("bbox", "BBox", "BBox", lambda b: BBoxNet(b.trunk(), b.n, **b.options), needs="boxes", options=SSP_START,
                note="region vectors divided by the box's sum, as in SSP"),
     _symbiosis("ssp", "SSP", "SSP", _ssp, needs="masks", options=SSP_START,
@@ -165,9 +173,10 @@ CVGJ = ("The paper starts from ImageNet weights of AlexNet-cvgj, published for C
         "convert it once with models.caffe.convert_alexnet_cvgj(FILE, OUT) and pass weights=OUT.")
 
 def _pse(name, title, printed, build, lfwa=True):
-    rows = (("pse", "1", f"{printed}-Alex"), *([("pse", "2", f"{printed}-Alex")] if lfwa else []), ("pse", "1", f"{printed}-SE"))
+    rows = (("pse", "1", f"{printed}-Alex"), *([("pse", "2", f"{printed}-Alex")] if lfwa else []))
+    of_se = {k: v for k, v in PSE_SE.items() if k != "backbone"} | dict(rows=(("pse", "1", f"{printed}-SE"),), note="")
     return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", groups=True,
-                  sets=dict(LFWA=PSE_LFWA), note=CVGJ)
+                  sets=dict(LFWA=PSE_LFWA), trunks=dict(se_resnet50=of_se), note=CVGJ)
 
 register(
     Method("blan", "blan", "BLAN", lambda b: BLAN(b.n, b.trunk(), b.size, **b.options), tuple(("blan", t, "BLAN (w/ OS)") for t in "73"),
@@ -209,8 +218,8 @@ def _g2s_recipe(iterations, patience=None):
                   group_lrs=(1, 3, 5, 8), augment=PATCHES, patience=patience)
 
 JOINT_RECIPE, ONE_RECIPE = _g2s_recipe(120_000), _g2s_recipe(40_000)
-G2S_LFWA = dict(recipe=_g2s_recipe(120_000, patience=20))   # passes without a rise; the paper is silent
-ONE_LFWA = dict(recipe=_g2s_recipe(40_000, patience=20))
+ONE_LFWA = dict(recipe=_g2s_recipe(40_000, patience=20))   # passes without a rise; the paper is silent
+G2S_LFWA = dict(recipe=_g2s_recipe(120_000, patience=20), tune=ONE_LFWA["recipe"])
 
 def _joint_net(b):
     "VGG-16 with its three layers, from a VGG-Face file where one is given; other trunks with average pooling"
@@ -228,7 +237,7 @@ def _g2s(*chain, rows=()):
     name, title = f"g2s_{''.join(digits)}", f"G2S, step{'s' if len(digits) > 1 else ''} {', '.join(digits)}"
     printed = (("general_to_specific", "1", f"Step {','.join(digits)}"), *rows)
     return Method(name, "general_to_specific", title, _joint_net if joint else None, printed, needs="crop", chain=() if joint else chain,
-                  trunk="vgg16", size=(224, 224), recipe=JOINT_RECIPE, weights="file", sets=dict(LFWA=G2S_LFWA), note=VGG_FACE)
+                  trunk="vgg16", size=(224, 224), recipe=JOINT_RECIPE, tune=ONE_RECIPE, weights="file", sets=dict(LFWA=G2S_LFWA), note=VGG_FACE)
 
 BEST = tuple(("general_to_specific", table, "Ours") for table in "23")
 register(_g2s("joint"), _g2s("joint", "common"), _g2s("joint", "common", "own", rows=BEST))

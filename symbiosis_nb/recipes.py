@@ -16,7 +16,7 @@ from pathlib import Path
 from fastai.callback.schedule import combined_cos
 
 from .code import function_name
-from .data.loaders import WIDE, Augment
+from .data.loaders import MIRROR, WIDE, Augment
 
 # %% ../nbs/26_recipes.ipynb #f58fb6c3
 def one_cycle(pct: float, warm: float = .25, start: float = 1/25, end: float = 1e-5) -> float:
@@ -104,7 +104,7 @@ class Generator:
     pixel: float = 0.             # weight of an L1 term to the target; the paper has none, a run of minutes needs one
     matching: float = 10.         # weight of feature matching; 0 leaves it out
     perceptual: str | None = None # file with VGG-19 weights; None leaves the perceptual term out
-    recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=WIDE)
+    recipe: Recipe = Recipe(lr=2e-4, epochs=200, bs=1, optimizer="plain_adam", schedule=hold_then_linear, mom=.5, wd=0., augment=MIRROR)
 
     def size_for(self,
         size: tuple,   # (height, width) of the profile
@@ -137,7 +137,7 @@ class Profile:
     precision: str = "auto"        # "auto": the faster one, measured; see `learner.measured_precision`
     augment: bool = True           # as the recipe says; False: the pictures as they are
     options: dict = field(default_factory=dict)  # method -> keywords of its model that a run of this size needs
-    changes: dict = field(default_factory=dict)  # fields of the recipe that differ, whosever recipe it is
+    changes: dict = field(default_factory=dict)  # fields of the recipe that differ, whosever recipe it is; and of a method's `tune`
     longer: float = 1.             # factor on the length of the method's training, whatever that is
     loss: str | None = None        # "balanced": positives and negatives of every attribute count the same; None: the method's own
     generator: Generator = Generator()  # of abstraction images, for methods that need them
@@ -152,7 +152,7 @@ class Profile:
 # %% ../nbs/26_recipes.ipynb #47f6ac86
 SIX = ("Bangs", "Big_Nose", "Eyeglasses", "Male", "Mouth_Slightly_Open", "Wearing_Necktie")  # six crops: d, f, g, c, h, e
 DEMO = Recipe(lr=4e-3, epochs=6, bs=32, wd=1e-2)
-_DRAWN = replace(Generator().recipe, lr=1e-3, bs=8)   # the generator's training in minutes
+_DRAWN = replace(Generator().recipe, lr=1e-3, bs=8, augment=WIDE)   # the generator's training in minutes
 
 SMOKE = Profile("smoke", (40, 32), "small", .25, recipe=replace(DEMO, epochs=1, bs=16), limit=64,
     parser_recipe=Recipe(lr=4e-3, epochs=1, bs=16, augment=WIDE),

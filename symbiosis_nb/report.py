@@ -169,6 +169,12 @@ def scores(self: Card) -> pd.DataFrame:
 
 # %% ../nbs/50_report.ipynb #46543805
 @patch
+def printed_rows(self: Card, method: str) -> tuple:
+    "Where a method's numbers are printed: for the trunk that ran, where the paper has several"
+    found, runs = printed_method(method), self.of(method)
+    return found.having(runs[0].config["profile"]["backbone"]).rows if found and runs else getattr(found, "rows", ())
+
+@patch
 def printed_cell(self: Card, method: str, g) -> dict:
     "One printed mean (a row of `golden`) beside ours"
     balanced = g.paper == "symbiosis" and g.metric == "balanced_accuracy"
@@ -192,7 +198,7 @@ def printed(self: Card,
     "Ours beside the printed mean, with its table, and on official data whether it lies in our interval"
     rows = []
     for m in self.methods:
-        gold = golden(getattr(printed_method(m), "rows", ()), dataset=self.dataset, variant=variant or self.variant)
+        gold = golden(self.printed_rows(m), dataset=self.dataset, variant=variant or self.variant)
         gold = gold[(gold.attribute == "mean") & gold.metric.isin(HEADLINE)].drop_duplicates(["paper", "metric", "variant"])
         rows += [self.printed_cell(m, g) for g in gold.itertuples()]
     return pd.DataFrame(rows)
@@ -401,7 +407,7 @@ def own_spelling(
 @patch
 def printed_attributes(self: Card, method: str, metric: str, variant: str | None = None) -> dict:
     "Heading -> printed numbers per attribute, in percent"
-    gold = golden(getattr(printed_method(method), "rows", ()), dataset=self.dataset)
+    gold = golden(self.printed_rows(method), dataset=self.dataset)
     gold = gold[(gold.metric == metric) & (gold.attribute != "mean")]
     own = gold[gold.variant.isin([variant or self.variant, ""])]
     columns = {}

@@ -10,6 +10,10 @@ import pytest
 from symbiosis_nb import metrics, published, stats
 from symbiosis_nb.claims import (AS_EQUAL, BEFORE, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, coverage, judge, kept_claims, kept_ledger, ledger_counts, order_of,
                                  run_differs)
+from helpers import picture_table
+from symbiosis_nb.jobs import departures, make_job
+from symbiosis_nb.methods import PSE_SE, get_method
+from symbiosis_nb.recipes import fine_tuning
 from symbiosis_nb.claims import tested_in as notebooks_that_test
 from symbiosis_nb.vocab import CELEBA
 
@@ -145,7 +149,33 @@ def test_a_row_says_what_the_run_did_differently():
     said = lambda id, **config: run_differs(published.claims().loc[id], [SimpleNamespace(method="ssp", config={**run.config, **config})])
     assert "aligned pictures" in said("symbiosis-03") and "pictures" not in said("symbiosis-06")
     assert said("symbiosis-06") == "trunk small in place of vgg_like; profile demo: 6 epochs at 80x64"
-    assert said("symbiosis-06", profile={**profile, "name": "paper", "backbone": "vgg_like"}) == ""
+
+
+def as_run(method, table, settings, asked="", **overrides):
+    "What a claim asks of a finished run: its method and config"
+    return SimpleNamespace(method=asked or method, config=make_job(method, table, settings, overrides=overrides).config())
+
+
+def test_a_shortened_paper_profile_is_not_the_papers(tmp_path):
+    table = picture_table(tmp_path/"pictures"); table.name, table.frame = "CelebA (aligned)", "aligned"
+    said = lambda *runs: run_differs(published.claims().loc["symbiosis-06"], runs)
+    assert said(as_run("ssp", table, "paper"), as_run("avg_pool", table, "paper")) == ""
+    assert said(as_run("ssp", table, "paper epochs=6 size=64x64"), as_run("avg_pool", table, "paper epochs=6 size=64x64")) == (
+        "size 64x64 in place of 218x178; length 6 epochs in place of 101730 iterations")
+    assert said(as_run("ssp", table, "paper", limit=40)) == "limit 40 in place of None"
+    recipe = get_method("ssp").recipe
+    assert said(as_run("ssp", table, "paper", **fine_tuning(recipe))) == ""   # as claims about balanced accuracy ask
+
+
+@pytest.mark.parametrize("method, data, trunk, settings", [
+    ("pse_b", "CelebA (aligned)", "se_resnet50", {k: v for k, v in PSE_SE.items()}), ("dual_path", "LFWA", "resnet18", {}),
+    ("pse_a", "CelebA (aligned)", "alexnet_bn", dict(weights="scratch"))])
+def test_a_paper_with_two_trunks_has_both(tmp_path, method, data, trunk, settings):
+    table = picture_table(tmp_path/"pictures"); table.name, table.frame = data, "aligned"
+    r = as_run(method, table, "paper", **settings)
+    assert r.config["profile"]["backbone"] == trunk
+    assert "trunk" not in run_differs(published.claims().loc["pse-03"], [r]) and not departures(r.config, get_method(method).on(data).having(trunk))
+    assert "trunk small in place of" in run_differs(published.claims().loc["pse-03"], [as_run(method, table, "demo")])
 
 
 def test_own_comparisons_are_no_claims(tmp_path, case):

@@ -1,8 +1,10 @@
 "Recipes are what the papers say: iterations and not epochs, decay in the gradient, a set's own length; and what a run learns from stands in it."
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.data.core import DataLoaders
@@ -10,9 +12,12 @@ from fastai.data.load import DataLoader
 
 from helpers import picture_table
 from symbiosis_nb.core import DataError, seed_everything
-from symbiosis_nb.data.loaders import Field, attribute_dls
+from symbiosis_nb.data.loaders import MIRROR, WIDE, Field, attribute_dls
+from symbiosis_nb.data.parts import first_share, parsing_part, tuning_apart
 from symbiosis_nb.data.pixels import pixel_store
-from symbiosis_nb.jobs import make_job
+from symbiosis_nb.data.sources import open_faces
+from symbiosis_nb.data.synthetic import make_parsing
+from symbiosis_nb.jobs import helper_recipes, make_job, paper_recipe
 from symbiosis_nb.learner import OPTIMIZERS, adversarial_learner, attribute_learner
 from symbiosis_nb.methods import METHODS, VARIANTS, get_method
 from symbiosis_nb.models.abstraction import GlobalGenerator, MultiscaleDiscriminator
@@ -136,3 +141,54 @@ def test_feature_matching_is_a_setting_of_the_generator():
     for g in (usual, none):
         learn = adversarial_learner(dls, model, g.gan, matching=g.matching, precision="float32")
         assert learn.loss_func.matching == g.matching
+
+
+def test_the_later_steps_of_a_chain_follow_what_is_asked(table):
+    tune = lambda **asked: make_job("g2s_12", table, "paper", overrides=dict(weights="scratch", **asked)).profile.tune
+    assert tune() == get_method("g2s_one").recipe and (tune(longer=.1).iterations, tune(iterations=7, bs=32).iterations) == (4000, 7)
+    assert tune(iterations=7, bs=32).bs == 32 and tune(epochs=3).iterations is None
+    assert make_job("g2s_12", table, "paper", overrides=dict(weights="scratch")).settings()["tune"]["iterations"] == 40_000
+    table.name = "LFWA"
+    assert tune().patience == 20 == get_method("g2s_one").on("LFWA").recipe.patience
+    assert make_job("g2s_12", table, "demo", overrides=dict(lr=1e-2)).profile.tune.lr == 1e-3   # a profile's own is as it says
+
+
+@pytest.mark.parametrize("frame, boxes, profile, faces", [("aligned", False, "paper", {}), ("whole", True, "paper", dict(faces="detected")),
+                                                          ("whole", False, "paper", dict(faces="detected")), ("whole", True, "demo", {})])
+def test_the_paper_profile_looks_for_faces_in_original_pictures(table, frame, boxes, profile, faces):
+    table.frame = frame
+    if boxes: table.boxes = np.tile([2., 2, 30, 40], (len(table), 1))
+    for name in ("g2s_1", "g2s_123", "g2s_one"):
+        job = make_job(name, table, profile, overrides=dict(weights="scratch"))
+        assert job.options == faces and make_job(name, table, profile, overrides=dict(weights="scratch"), options=dict(faces="annotated")).options["faces"] == "annotated"
+    assert make_job("ssp", table, profile).options.get("faces") is None
+
+
+def test_a_generator_learns_from_the_training_pictures_alone(tmp_path):
+    whole = make_parsing(tmp_path/"parsing", 24)
+    joined = parsing_part(whole)
+    faces = open_faces(profile="smoke")
+    of = lambda name, parsing: make_job(name, faces, "smoke", parsing=parsing)
+    for name in ("abstraction", "dual_path"):
+        assert of(name, joined).parsing.counts() == whole.counts() and of(name, joined).folder == of(name, whole).folder
+    for name in ("ssp", "sa", "naive"):
+        assert of(name, joined).parsing.counts() == joined.counts() != whole.counts() and of(name, joined).folder != of(name, whole).folder
+    few = first_share(joined, 25)   # tuning pictures among the few are put apart too
+    assert tuning_apart(few).counts()["valid"] == few.tuning.sum() and tuning_apart(few).counts()["train"] + few.tuning.sum() == few.counts()["train"]
+
+
+def test_the_papers_generator_mirrors_and_no_more():
+    assert make_profile("paper").generator.recipe.augment == MIRROR and make_profile("demo").generator.recipe.augment == WIDE
+
+
+def test_the_table_of_recipes_has_all_that_is_trained():
+    assert [paper_recipe(m)["iterations"] for m in ("g2s_1", "g2s_12", "g2s_2", "g2s_3", "g2s_23")] == [120_000, 120_000, 40_000, 40_000, 40_000]
+    assert paper_recipe("g2s_13")["later_steps"].startswith("40000") and paper_recipe("g2s_2")["later_steps"] == ""
+    se = paper_recipe("pse_a", trunk="se_resnet50")
+    assert (se["trunk"], se["weights"], se["iterations"], se["batch"], se["rate"]) == ("se_resnet50", "imagenet", 10_000, 256, 1e-4)
+    parser, drawn = helper_recipes()
+    assert (parser["training_samples"], drawn["training_samples"], drawn["passes"]) == (2230, 2000, 200)
+    kept = pd.read_csv(Path(__file__).parents[1]/"reports"/"recipes.csv", keep_default_na=False)
+    assert {"parser of masks", "generator of abstraction images"} <= set(kept.method) and "se_resnet50" in set(kept.trunk)
+    naive = kept[kept.method == "naive"].note.iloc[0]
+    assert naive == get_method("naive").note and "bilinear" not in naive

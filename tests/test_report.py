@@ -1,6 +1,7 @@
 "The result card says what was measured, on what, and how sure it is; nothing more."
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from symbiosis_nb import metrics, report, stats
 from symbiosis_nb.data.sources import synthetic_root
 from symbiosis_nb.data.synthetic import make_faces
 from symbiosis_nb.page import write_html
+from symbiosis_nb.published import golden
 from symbiosis_nb.report import Card, data_kind, own_spelling, write_tables
 from symbiosis_nb.runs import Run, run
 
@@ -158,6 +160,15 @@ def test_svms_train_on_all_that_is_not_tested_on(home):
     features = np.random.default_rng(0).normal(size=(len(table), 5)); features[:, 0] += 3*table.labels[:, 0]
     joined = replace(table, split=np.where(table.split == "valid", "train", table.split))
     assert np.array_equal(svm_scores(features, table), svm_scores(features, joined))
+
+
+@pytest.mark.parametrize("trunk, row, printed", [("se_resnet50", "PSE(b)-SE", 91.23), ("alexnet_bn", "PSE(b)-Alex", 91.13), ("small", "PSE(b)-Alex", 91.13)])
+def test_printed_numbers_are_those_of_the_trunk_that_ran(card, trunk, row, printed):
+    "Two trunks of one paper have numbers of their own"
+    r = SimpleNamespace(method="pse_b", config={**card.runs[0].config, "method": "pse_b", "profile": {**card.runs[0].config["profile"], "backbone": trunk}})
+    made = SimpleNamespace(of=lambda m: [r])
+    gold = golden(Card.printed_rows(made, "pse_b"), variant="aligned")
+    assert set(gold.method) == {row} and gold[gold.attribute == "mean"].value.tolist()[0] == printed
 
 
 def test_nobodys_printed_numbers(card):

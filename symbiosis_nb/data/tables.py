@@ -177,6 +177,7 @@ class ParsingTable:
     label_files: list = field(default_factory=list)  # N files that labels are read from: paths, lists or dicts of paths
     label_how: str = ""  # how, where a reader has a choice
     background: str = "white"  # what shows where a picture is transparent
+    tuning: np.ndarray | None = None  # (N,) True where a picture of the tuning part was put among the training pictures
 
     def __post_init__(self):
         faults = Faults(self.name)
@@ -184,7 +185,7 @@ class ParsingTable:
         self.landmarks = plain_landmarks(self.landmarks, faults)
         faults.complain()
         n = len(self.paths)
-        for key, shape in dict(split=(n,), landmarks=(n, 5, 2)).items():
+        for key, shape in dict(split=(n,), landmarks=(n, 5, 2), tuning=(n,)).items():
             value = getattr(self, key)
             if value is not None and np.shape(value) != shape:
                 raise DataError(f"{self.name}: {key} has shape {np.shape(value)}, expected {shape}")
@@ -240,10 +241,10 @@ def take(self: ParsingTable,
     "The given rows, with their labels"
     rows = np.arange(len(self))[rows]
     files = [self.label_files[i] for i in rows] if self.label_files else []
-    marks = None if self.landmarks is None else self.landmarks[rows]
+    marks, tuning = (None if v is None else v[rows] for v in (self.landmarks, self.tuning))
     soft = self.read_soft and (lambda i: self.read_soft(rows[i]))
     return replace(self, paths=Paths(self.paths[i] for i in rows), split=self.split[rows], read_label=lambda i: self.read_label(rows[i]),
-                   read_soft=soft, label_files=files, landmarks=marks)
+                   read_soft=soft, label_files=files, landmarks=marks, tuning=tuning)
 
 # %% ../../nbs/02_data.tables.ipynb #b7db4242
 @patch

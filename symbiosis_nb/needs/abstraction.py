@@ -21,6 +21,7 @@ from torch import nn
 from .. import metrics as M
 from ..core import DataError, default_device, digest, folder_lock
 from ..data import crops
+from ..data.parts import tuning_apart
 from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
 from ..data.pixels import DRAWN, WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable
@@ -241,6 +242,10 @@ def job_generator(job) -> GeneratorRun:
 class Abstraction(Need):
     "Abstraction images of the job's pictures (abstraction, 5)"
     name, parses, uses = "abstraction", True, ("generator",)
+
+    def learns_from(self, parsing):
+        "Its generator sees the training pictures alone, whatever a parser sees (abstraction, 1)"
+        return parsing and tuning_apart(parsing)
 
     def fields(self, job, pixels: ArrayStore) -> list:
         return [*super().fields(job, pixels), abstraction_pictures(job)]

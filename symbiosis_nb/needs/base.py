@@ -106,6 +106,16 @@ def augment(self: Need, augment: Augment) -> Augment:
     "What happens to pictures in training, given what the recipe says"
     return augment
 
+@patch
+def learns_from(self: Need, parsing):
+    "The parsing set, or None, with the training part that the need's network has"
+    return parsing
+
+@patch
+def usual(self: Need, profile, table) -> dict:
+    "What `options` has where nothing else is asked for"
+    return {}
+
 # %% ../../nbs/29_needs.base.ipynb #e4e4184d
 @patch
 def helpers(self: Need, job) -> dict:

@@ -68,6 +68,10 @@ class Crops(Need):
     name, squares, alone = "crop", True, False
     options = ("scheme", "schemes", "rows", "faces", "redetect", "border")
 
+    def usual(self, profile, table) -> dict:
+        "As the paper, its profile looks for the faces of original pictures; aligned ones have them at one place (general_to_specific, 3.1)"
+        return dict(faces="detected") if profile.name == "paper" and table.frame != "aligned" else {}
+
     def stored(self, job) -> tuple: return (round(job.profile.size[0]*240/224),)*2
 
     def framed(self, job) -> View:

@@ -47,8 +47,12 @@ class Card:
         return min(every, key=lambda c: sum(c.values()))
     @cached_property
     def weights(self) -> np.ndarray:  # (replicates, N)
-        "How frequently each test image is drawn"
+        "How frequently each test image is drawn; raises `DataError` where the runs have not the same test images in the same order"
         first = self.runs[0]
+        for r in self.runs:
+            if not np.array_equal(r.arrays["test_targets"], first.arrays["test_targets"], equal_nan=True):
+                raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; "
+                                "a kept copy is brought to the order of your data set by kept.named_again")
         return stats.cluster_weights(first.clusters, len(first.predictions()[0]), self.replicates)
     @cached_property
     def each(self) -> dict:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symbiosis_nb.kept import Run, score
+from symbiosis_nb.kept import Run, mixed_order, score
 from symbiosis_nb.recipes import make_profile
 
 REPORTS = Path(__file__).parents[1]/"reports"
@@ -26,6 +26,17 @@ def test_scores_can_be_computed_again(folder):
 @pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")
 def test_no_weights_are_beside(folder):
     assert {p.name for p in folder.iterdir()} == {"config.json", "done.json", "log.csv", "scores.parquet", "predictions.npz"}
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")
+def test_nobody_is_named(folder):
+    "No file names; rows in an order of their own, people numbered as they come in it: who has not the labels cannot say whose a row is"
+    arrays = Run(folder).arrays_of("predictions")
+    assert not [k for k, v in arrays.items() if v.dtype.kind in "USO"]
+    for split in ("valid", "test"):
+        assert np.array_equal(mixed_order(arrays[f"{split}_targets"]), np.arange(len(arrays[f"{split}_targets"])))
+    seen = arrays["test_identity"]
+    assert np.array_equal(pd.factorize(seen)[0], seen)
 
 
 @pytest.mark.parametrize("report", sorted({p.parents[1] for p in KEPT}), ids=lambda p: p.name)

@@ -48,7 +48,7 @@ def named(
 
 # %% ../nbs/33a_campaign.ipynb #916c609c
 _SKIP = ("raise", "skip")
-CHOICES = dict(frame=tuple(LFWA_FRAMES), variant=("", "aligned", "original"), faces=("", "annotated", "detected"), on_bad=_SKIP, on_missing=_SKIP,
+CHOICES = dict(frame=tuple(LFWA_FRAMES), lfwa_frame=tuple(LFWA_FRAMES), variant=("", "aligned", "original"), faces=("", "annotated", "detected"), on_bad=_SKIP, on_missing=_SKIP,
                train_on=("train", "train+val"), gan=("lsgan", "log"), rec=("mean", "sum"), info=("mean", "sum"), backbone=("", *TRUNKS), executor=("", "local", "slurm"))
 LEAST = dict(seeds=1, copies=0, few=0)   # parameter -> least whole number
 SHARES = ("share", "valid_share")                            # from 0 to below 1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'keep',
-           'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'named_again']
+           'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_runs', 'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
@@ -195,6 +195,13 @@ def keep_small(
     for name in ("config.json", "log.csv", "scores.parquet", "done.json"):
         with atomic_write(made/name) as tmp: shutil.copyfile(run.folder/name, tmp)
     return made
+
+def kept_runs(
+    report: str | Path,  # folder of a kept report, among others
+) -> list:               # `Run`s, as its runs.csv has them
+    "The runs behind a kept report, from its own predictions or those of a report that shares them"
+    where = {p.name: p for p in sorted(as_path(report).parent.glob("*/predictions/*"))}
+    return [Run(where[row.folder], row.method) for row in pd.read_csv(as_path(report)/"runs.csv").itertuples()]
 
 def named_again(
     small: Run,          # from `keep_small`

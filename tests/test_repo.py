@@ -224,7 +224,7 @@ def test_no_machine_paths():
 
 
 def test_every_finding_names_a_test_that_exists():
-    "reports/findings.csv: what three audits found, where it was mended, which test holds it"
+    "reports/findings.csv: what the audits found, where it was mended, which test holds it"
     with open(ROOT/"reports/findings.csv", encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
     for row in rows:
         file, test = row["test"].split("::")

@@ -19,7 +19,7 @@ from torch import nn
 
 from . import metrics as M
 from .core import DataError, as_path, atomic_write, digest, fingerprint, read_json, write_json
-from .vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
+from .vocab import BERKELEY, CELEBA, HELEN, WIDER, AttributeVocab
 
 # %% ../nbs/24_kept.ipynb #a421bbcf
 @dataclass
@@ -119,6 +119,13 @@ class Run(Kept):
         ours = next((v for v in (CELEBA, WIDER, BERKELEY) if v.names == names), None)
         groups = {k: tuple(v) for k, v in self.config.get("groups", {}).items()}
         return ours or AttributeVocab(self.config["vocab"], names, groups, **self.config.get("beside", {}))
+
+    @property
+    def regions(self) -> pd.DataFrame | None:
+        "Recall, IoU and F1 of every region, of a run that also parses"
+        if "parsing_confusions" not in self.arrays: return None
+        matrix = self.arrays["parsing_confusions"].sum(0)
+        return M.parsing_frame(matrix, next(v for v in (HELEN.names, self.config["parsing"]["regions"]) if len(v) == len(matrix)))
 
     @property
     def identity(self):

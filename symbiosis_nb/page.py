@@ -301,8 +301,8 @@ def reliability_html(card: Card) -> str:
 def training_blocks(card: Card):
     "Curves, selection, thresholds and calibration"
     if len(parsing := card.parsing()):
-        why = "The regions that these methods name themselves, on the parsing set's test pictures; percent, means over classes."
-        yield "Parsing", why, table_html(by_score(card, parsing)), False
+        why = "The regions that these methods name themselves, on the parsing set's test pictures; percent: means over classes, then region by region."
+        yield "Parsing", why, table_html(by_score(card, parsing)) + table_html(card.parsing_regions().map("{:.2f}".format)), False
     yield "Training", "Loss and validation score by epoch, of the same methods in colour.", curves_html(card), False
     yield "Selection", "The last epoch's weights beside the validation-selected ones; percent.", table_html(by_score(card, card.selection())), False
     why = ("Percent: fixed at 0.5, and tuned on the validation split, for each score its own. The calibration error is in points; a curve "

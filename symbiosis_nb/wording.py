@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'ALONE', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'seeds_said', 'span', 'points', 'p_text', 'joined']
+           'seeds_said', 'span', 'points', 'p_text', 'joined', 'markdown']
 
 # %% ../nbs/49_wording.ipynb #90387248
 import numpy as np
@@ -97,3 +97,10 @@ def joined(names, last: str = "and") -> str:
     "A list in words"
     names = list(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+# %% ../nbs/49_wording.ipynb #36d1e232
+def markdown(frame: pd.DataFrame) -> str:
+    "A frame of strings as a Markdown table"
+    line = lambda cells: "| " + " | ".join(cells) + " |"
+    head = [line([frame.index.name or "", *frame.columns]), "| --- |" + " ---: |"*frame.shape[1]]
+    return "\n".join([*head, *(line([str(name), *row]) for name, row in frame.iterrows())])

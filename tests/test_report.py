@@ -10,7 +10,8 @@ import pytest
 from helpers import picture_table
 from symbiosis_nb import metrics, report, stats
 from symbiosis_nb.data.sources import synthetic_root
-from symbiosis_nb.data.synthetic import make_faces
+from symbiosis_nb.data.synthetic import make_faces, make_parsing
+from symbiosis_nb.kept import keep_small
 from symbiosis_nb.page import write_html
 from symbiosis_nb.published import golden
 from symbiosis_nb.report import Card, data_kind, own_spelling, write_tables
@@ -195,6 +196,20 @@ def test_labels_before_noise_are_the_limit(tmp_path):
 
 
 def test_no_limit_without_clean_labels(card): assert "labels before noise (limit)" not in card.scores().index
+
+
+def test_every_region_of_a_method_that_parses(tmp_path):
+    "The means of its regions are those that the run wrote"
+    faces, parsing = make_faces(tmp_path/"faces", 60), make_parsing(tmp_path/"parsing", 20)
+    r = run("sa", faces, "smoke", parsing=parsing, out=tmp_path/"runs")
+    c = Card([r], faces, 20)
+    shown, means = c.parsing_regions(), r.done["parsing"]
+    assert shown.index.tolist() == list(parsing.regions.names) and shown.columns.tolist() == ["SA, accuracy", "SA, IoU", "SA, F1"]
+    assert shown["SA, IoU"].mean() == pytest.approx(100*means["mean_IoU"], abs=.02)
+    assert shown["SA, accuracy"].mean() == pytest.approx(100*means["class_accuracy"], abs=.02)
+    assert (write_tables(c, tmp_path/"kept")/"parsing_regions.csv").is_file() and "SA, F1" in write_html(c, tmp_path/"r.html").read_text()
+    small = Run(keep_small(r, tmp_path/"small"))
+    assert small.regions.equals(r.regions)
 
 
 def test_parsing_and_localisation_blocks(card, tmp_path):

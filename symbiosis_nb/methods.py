@@ -6,7 +6,8 @@
 __all__ = ['FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'SSP_START', 'SSP_AREA',
            'INCEPTION', 'BLAN_RECIPE', 'BLAN_LFWA', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ',
            'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'ONE_LFWA', 'G2S_LFWA', 'CHAINS',
-           'VGG_FACE', 'BEST', 'Build', 'Method', 'family', 'register', 'printed_method', 'get_method', 'method_of']
+           'VGG_FACE', 'BEST', 'widened', 'Build', 'Method', 'family', 'register', 'printed_method', 'get_method',
+           'method_of']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,21 @@ from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, constant,
 from .vocab import AttributeVocab
 
 # %% ../nbs/30_methods.ipynb #449c5b7b
+def widened(
+    trunk: Backbone,   # takes more channels than pictures have; changed in place
+    start: Backbone,   # the same trunk for pictures, trained
+) -> Backbone:
+    "The trunk with the other's weights: what lies behind the picture has no say at first. Raises `ValueError` where the two differ in more than the first layer"
+    new, old = trunk.state_dict(), start.state_dict()
+    if new.keys() != old.keys():
+        raise ValueError(f"{trunk.name} takes pictures in a way of its own: with masks as channels it has no trained weights; pass weights='scratch'")
+    for name, there in old.items():
+        here = new[name]
+        if here.shape == there.shape: here.copy_(there)
+        elif here.ndim == 4: here.zero_()[:, :there.shape[1]] = there
+        else: here[:len(there)] = there   # a normalisation of the input
+    return trunk
+
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -46,8 +62,10 @@ class Build:
     @property
     def n(self) -> int: return len(self.vocab)
     def trunk(self, in_channels: int = 3) -> Backbone:
-        "The trunk, with its weights where it takes pictures"
-        return backbone(self.backbone, self.width, self.weights if in_channels == 3 else None, in_channels, stride=self.stride)
+        "The trunk with its weights; one that takes more than pictures begins as the pictures' network, see `widened`"
+        made = lambda channels, weights: backbone(self.backbone, self.width, weights, channels, stride=self.stride)
+        if in_channels == 3 or self.weights is None: return made(in_channels, self.weights)
+        return widened(made(in_channels, None), made(3, self.weights))
 
 @dataclass(frozen=True)
 class Method:
@@ -144,11 +162,12 @@ def _sa(b):
     return SANet(b.trunk(), b.n, b.n_regions, **{**shape, **b.options})
 
 def _ssp(b): return SSPNet(b.trunk(), b.n, **b.options)
+def _naive(b): return NaiveNet(b.trunk(3 + b.n_regions), b.n)   # masks behind the picture
 
 register(
     _symbiosis("avg_pool", "Avg. pooling", "Avg. Pooling", lambda b: AvgPool(b.trunk(), b.n)),
     _symbiosis("spp_net", "SPPNet*", "SPPNet*", lambda b: SPPNet(b.trunk(), b.n, **b.options)),
-    _symbiosis("naive", "Naive", "Naive Approach", lambda b: NaiveNet(b.trunk(3 + b.n_regions), b.n), needs="masks",
+    _symbiosis("naive", "Naive", "Naive Approach", _naive, needs="masks",
                note="masks are stored at half the picture's size, each value repeated"),
     _symbiosis("bbox", "BBox", "BBox", lambda b: BBoxNet(b.trunk(), b.n, **b.options), needs="boxes", options=SSP_START,
                note="region vectors divided by the box's sum, as in SSP"),

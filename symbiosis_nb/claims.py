@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AS_EQUAL', 'ALSO', 'COLUMNS', 'BEFORE', 'NOT_TESTED', 'NEEDS', 'Mean', 'Scored', 'differences', 'scored_card',
            'scored_runs', 'order_of', 'slack', 'within', 'parts_line', 'judge', 'run_differs', 'Ledger', 'cannot_ask',
-           'claim_bars', 'kept_ledger', 'ledger_counts', 'kept_claims', 'tested_in', 'coverage']
+           'claim_bars', 'kept_ledger', 'ledger_counts', 'kept_claims', 'kept_difference', 'tested_in', 'coverage']
 
 # %% ../nbs/52_claims.ipynb #a1f92333
 import json, re
@@ -19,9 +19,10 @@ from fastcore.basics import patch
 from . import plot, published, stats
 from .core import atomic_write
 from .jobs import departures
-from .methods import METHODS, printed_method
+from .methods import METHODS, find_method
 from .published import PAPERS
-from .report import HEADLINE, Card, markdown, over_seeds, span
+from .kept import kept_runs
+from .report import HEADLINE, Card, markdown, over_seeds, points, span
 
 # %% ../nbs/52_claims.ipynb #5967cfbd
 @dataclass
@@ -192,10 +193,12 @@ def judge(
                 parts="" if len(parts) == 1 else parts_line(texts, values, low, high))
 
 # %% ../nbs/52_claims.ipynb #893cbfed
-def _methods(runs) -> list:
-    "The registered methods of these rows, as their papers train them on these data; as which they were asked for, else those that trained them"
-    found = [(printed_method(r.method) or printed_method(r.config["method"]), r.config) for r in runs]
-    return [m.on(c["data"]).having(c["profile"]["backbone"]) for m, c in found if m]
+def _method(r):
+    "The registered method of a run, as its paper trains it there: as which it was asked for, else the one that trained it; None for neither"
+    found = find_method(r.method) or find_method(r.config["method"])
+    return found and found.as_in(r.config)
+
+def _methods(runs) -> list: return [m for r in runs if (m := _method(r))]
 
 def _trunks(runs) -> str:
     "The trunk that all rows share, where their papers have others"
@@ -223,7 +226,7 @@ def run_differs(
     if not runs: return ""
     p = runs[0].config["profile"]
     size = f"profile {p['name']}: {p['recipe']['epochs']} epochs at {p['size'][0]}x{p['size'][1]}"
-    if p["name"] == "paper": size = "; ".join(dict.fromkeys(said for r, m in zip(runs, _methods(runs)) for said in departures(r.config, m)))
+    if p["name"] == "paper": size = "; ".join(dict.fromkeys(said for r in runs if (m := _method(r)) for said in departures(r.config, m)))
     return "; ".join(filter(None, [_pictures(runs, claim.dataset), _trunks(runs), _start(runs), size]))
 
 # %% ../nbs/52_claims.ipynb #5697706e
@@ -426,6 +429,23 @@ def kept_claims(
     frame = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False).set_index("claim")
     if without: frame = frame[~frame.index.str.contains(without)]
     return markdown(frame[[c for c in "id metric difference interval seeds verdict differs".split() if c in frame]])
+
+def kept_difference(
+    first: str | Path,    # of a kept report
+    second: str | Path,   # of another, measured on the same pictures
+    metrics=("accuracy", "AP"),
+) -> str:                 # Markdown
+    "The runs of one kept report less those of another, method by method, points, with intervals over people and the seeds that both have"
+    of = []
+    for folder in (first, second):
+        of.append({})
+        for r in kept_runs(folder): of[-1].setdefault(r.method, []).append(r)
+    common = [m for m in of[0] if m in of[1] and not getattr(find_method(m), "same_as", "")]
+    scored = scored_runs({(m, i): runs[m] for i, runs in enumerate(of) for m in common})
+    found = {metric: scored(metric) for metric in metrics}
+    gap = lambda means, m: (means[m, 0] - means[m, 1]).summary()
+    rows = {m: {metric: f"{points(d['difference'])} {span(d['low'], d['high'])}" for metric, means in found.items() if (d := gap(means, m))} for m in common}
+    return markdown(pd.DataFrame(rows).T.rename(lambda m: getattr(find_method(m), "title", m)).rename_axis("method"))
 
 # %% ../nbs/52_claims.ipynb #fbba27c4
 NOT_TESTED = {

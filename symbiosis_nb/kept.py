@@ -198,6 +198,10 @@ def keep_small(
         if selected is None: continue
         arrays[f"{split}_selected"] = selected.astype(np.float16)
         if not np.array_equal(selected, last): arrays[f"{split}_last"] = last.astype(np.float16)
+    return _copied(run, made, arrays)
+
+def _copied(run, made, arrays):
+    "A run's folder without weights, with these predictions; `done.json` last"
     with atomic_write(made/"predictions.npz") as tmp, open(tmp, "wb") as f: np.savez_compressed(f, **arrays)
     for name in ("config.json", "log.csv", "scores.parquet", "done.json"):
         with atomic_write(made/name) as tmp: shutil.copyfile(run.folder/name, tmp)
@@ -224,7 +228,4 @@ def named_again(
             raise DataError(f"{small.folder.name} and {beside.folder.name} were measured on different pictures ({split})")
         arrays |= {k: v[np.argsort(order)] for k, v in arrays.items() if k.startswith(f"{split}_")}
     arrays |= {k: beside.arrays[k] for k in NAMED if k in beside.arrays}
-    with atomic_write(made/"predictions.npz") as tmp, open(tmp, "wb") as f: np.savez_compressed(f, **arrays)
-    for name in ("config.json", "log.csv", "scores.parquet", "done.json"):
-        with atomic_write(made/name) as tmp: shutil.copyfile(small.folder/name, tmp)
-    return made
+    return _copied(small, made, arrays)

@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'SSP_START', 'SSP_AREA',
            'INCEPTION', 'BLAN_RECIPE', 'BLAN_LFWA', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE', 'PSE_LFWA', 'CVGJ',
            'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'ONE_LFWA', 'G2S_LFWA', 'CHAINS',
-           'VGG_FACE', 'BEST', 'widened', 'Build', 'Method', 'family', 'register', 'printed_method', 'get_method',
+           'VGG_FACE', 'BEST', 'widened', 'Build', 'Method', 'family', 'register', 'find_method', 'get_method',
            'method_of']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
@@ -105,6 +105,12 @@ class Method:
         "The method as its paper trains it with this trunk; itself where the paper has no such trunk"
         return replace(self, trunk=trunk, **self.trunks[trunk]) if trunk in self.trunks else self
 
+    def as_in(self,
+        config: dict,  # of a run
+    ) -> "Method":
+        "The method as its paper trains it on a run's data, with its trunk"
+        return self.on(config["data"]).having(config["profile"]["backbone"])
+
 FAMILIES = dict(LFWA=("LFWA", "shifted"), WIDER=("WIDER",), Berkeley=("Berkeley",))   # data set -> what its tables are called
 
 def family(
@@ -133,13 +139,13 @@ def register(
         METHODS.pop(m.name, None); VARIANTS.pop(m.name, None)
         (METHODS if listed else VARIANTS)[m.name] = m
 
-def printed_method(name: str):
+def find_method(name: str):
     "The registered method or variant of this name; None for rows that a notebook names itself"
     return METHODS.get(name) or VARIANTS.get(name)
 
 def get_method(name: str) -> Method:
     "Look a method up; raises `ValueError` naming all methods when it is not there"
-    found = printed_method(name)
+    found = find_method(name)
     if found is None: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 

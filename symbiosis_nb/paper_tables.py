@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARSING', 'specified', 'unspecified', 'beside_print', 'averaged', 'mean_score', 'parsing_gain', 'drawn_scores',
-           'parsing_by_seed', 'parsing_replicates', 'span_row', 'kept_results']
+           'parsing_by_seed', 'parsing_replicates', 'span_row', 'kept_results', 'kept_gains']
 
 # %% ../nbs/50b_paper_tables.ipynb #3709026f
 from pathlib import Path
@@ -123,3 +123,19 @@ def kept_results(
     size, says = about["input size (h, w)"], about["kind"].split(". ", 1)[-1]
     what = f"*{about['data']}; {about['split']}; {about['trunk']}, input {size}; {hardware}. {says}*"
     return "\n".join([markdown(scores[[c for c in columns if c in scores]]), "", what])
+
+def kept_gains(
+    folder: str | Path,   # of an executed `strength`: levels.csv, gains.csv
+    metric: str = "AP",
+) -> str:                 # Markdown
+    "Levels of all methods and the paired gain with its interval, for every trunk and, where there are several, every share of the people"
+    levels, gains = (pd.read_csv(Path(folder)/f"{n}.csv") for n in ("levels", "gains"))
+    by, rows = ["trunk", "people"] if levels.people.nunique() > 1 else ["trunk"], []
+    several = gains.method.nunique() > 1
+    for r in gains[gains.metric == metric].itertuples():
+        at = {k: getattr(r, k) for k in by}
+        here = levels[(levels[by] == list(at.values())).all(axis=1)].set_index("method")[metric]
+        said = {"gain of": r.method} if several else {}
+        rows.append({k: f"{v:g} %" if k == "people" else v for k, v in at.items()} | here.map("{:.2f}".format).to_dict()
+                    | said | dict(gain=f"{r.gain:+.2f} [{r.low:.2f}, {r.high:.2f}]"))
+    return markdown(pd.DataFrame(rows).set_index("trunk"))

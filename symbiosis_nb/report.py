@@ -19,7 +19,7 @@ from .computed import kept_replicates, kept_score
 from .core import DataError, atomic_write
 from .data.tables import AttributeTable
 from .localize import true_labels
-from .methods import METHODS, printed_method
+from .methods import METHODS, find_method
 from .published import golden, own_spelling
 from .runs import Run, score  # noqa: people look for `score` here
 from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, data_kind, joined, kind_of, learnt_from, markdown, opening,  # noqa: and for these
@@ -103,14 +103,14 @@ def covers(self: Card) -> str:
 @patch
 def stands_for(self: Card, method: str) -> str:
     "The method whose run also serves as this one's here; empty where the method has its own"
-    found = printed_method(method)
+    found = find_method(method)
     shared = found and found.same_as and any(r.config["method"] == found.same_as for r in self.of(method))
     return found.same_as if shared else ""
 
 @patch
 def title(self: Card, method: str) -> str:
     "How a row is called"
-    found, done = printed_method(method), next((r.done for r in self.of(method)), {})
+    found, done = find_method(method), next((r.done for r in self.of(method)), {})
     name = found.title if found else method
     if other := self.stands_for(method): name = f"{METHODS[other].title} in place of {name}"
     partial_chain = done.get("note") and "networks" in done   # it left attributes to its first step
@@ -118,9 +118,15 @@ def title(self: Card, method: str) -> str:
 
 # %% ../nbs/50_report.ipynb #346bf04e
 @patch
+def meant(self: Card, method: str):
+    "The registered method of a row, as its paper trains it on these data with the trunk that ran; None for rows that a notebook names itself"
+    found = find_method(method)
+    return found and found.as_in(self.of(method)[0].config)
+
+@patch
 def remarks(self: Card) -> pd.DataFrame:  # one row per method that has a note
     "The registry's notes on the methods of this card"
-    found = {self.title(m): printed_method(m).note for m in self.methods if printed_method(m)}
+    found = {self.title(m): self.meant(m).note for m in self.methods if self.meant(m)}
     return pd.DataFrame({"note": {t: note for t, note in found.items() if note}})
 
 # %% ../nbs/50_report.ipynb #aa6473d2
@@ -174,12 +180,6 @@ def without_celeba(self: Card, method: str, paper: str) -> bool:
     return self.dataset == "LFWA" and paper == "symbiosis" and not all(r.config.get("start") for r in self.of(method))
 
 @patch
-def printed_rows(self: Card, method: str) -> tuple:
-    "Where a method's numbers are printed: for the trunk that ran, where the paper has several"
-    found, runs = printed_method(method), self.of(method)
-    return found.having(runs[0].config["profile"]["backbone"]).rows if found and runs else getattr(found, "rows", ())
-
-@patch
 def printed_cell(self: Card, method: str, g) -> dict:
     "One printed mean (a row of `golden`) beside ours"
     balanced = g.paper == "symbiosis" and g.metric == "balanced_accuracy"
@@ -204,7 +204,7 @@ def printed(self: Card,
     "Ours beside the printed mean, with its table, and on official data whether it lies in our interval"
     rows = []
     for m in self.methods:
-        gold = golden(self.printed_rows(m), dataset=self.dataset, variant=variant or self.variant)
+        gold = golden(getattr(self.meant(m), "rows", ()), dataset=self.dataset, variant=variant or self.variant)
         gold = gold[(gold.attribute == "mean") & gold.metric.isin(HEADLINE)].drop_duplicates(["paper", "metric", "variant"])
         rows += [self.printed_cell(m, g) for g in gold.itertuples()]
     return pd.DataFrame(rows)
@@ -412,7 +412,7 @@ def protocol(self: Card) -> pd.DataFrame:
 @patch
 def printed_attributes(self: Card, method: str, metric: str, variant: str | None = None) -> dict:
     "Heading -> printed numbers per attribute, in percent"
-    gold = golden(self.printed_rows(method), dataset=self.dataset)
+    gold = golden(getattr(self.meant(method), "rows", ()), dataset=self.dataset)
     gold = gold[(gold.metric == metric) & (gold.attribute != "mean")]
     own = gold[gold.variant.isin([variant or self.variant, ""])]
     columns = {}

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from symbiosis_nb import metrics, published, stats
-from symbiosis_nb.claims import (AS_EQUAL, BEFORE, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, coverage, judge, kept_claims, kept_ledger, ledger_counts, order_of,
+from symbiosis_nb.claims import (AS_EQUAL, BEFORE, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, coverage, judge, kept_claims, kept_difference, kept_ledger, ledger_counts, order_of,
                                  run_differs)
 from helpers import picture_table
 from symbiosis_nb.jobs import departures, make_job
+from symbiosis_nb.kept import kept_runs
 from symbiosis_nb.methods import PSE_SE, get_method
 from symbiosis_nb.recipes import fine_tuning
 from symbiosis_nb.claims import tested_in as notebooks_that_test
@@ -206,3 +207,21 @@ def test_the_reports_of_this_repository_are_read():
     kept = kept_ledger(ROOT/"reports")
     assert len(kept) and not kept[["claim", "paper", "metric", "verdict", "measured_on"]].eq("").any(axis=None)
     assert set(ledger_counts(kept).index) <= set(published.PAPERS)
+
+
+def test_a_row_that_nobody_registered_says_nothing_of_a_paper(tmp_path):
+    "Its neighbour's departures are its neighbour's"
+    table = picture_table(tmp_path/"pictures"); table.name, table.frame = "CelebA (aligned)", "aligned"
+    mine = as_run("avg_pool", table, "paper epochs=6"); mine.method = "mine"; mine.config["method"] = "mine"
+    said = run_differs(published.claims().loc["symbiosis-06"], [mine, as_run("ssp", table, "paper")])
+    assert "length" not in said and "vgg_like" not in said
+
+
+def test_two_kept_reports_against_each_other():
+    "Points, paired over the people of the test part; a report against itself is nothing"
+    reports = ROOT/"reports"
+    shown = kept_difference(reports/"lfwa_official", reports/"lfwa_small_official")
+    a, b = (next(r for r in kept_runs(reports/n) if r.method == "avg_pool" and r.config["seed"] == 0) for n in ("lfwa_official", "lfwa_small_official"))
+    gap = 100*(metrics.accuracy(*a.predictions()).mean() - metrics.accuracy(*b.predictions()).mean())
+    assert f"| Avg. pooling | {gap:+.2f} [" in shown and "Inception" not in shown
+    assert "| SSP | +0.00 [0.00, 0.00] | +0.00 [0.00, 0.00] |" in kept_difference(reports/"lfwa_official", reports/"lfwa_official")

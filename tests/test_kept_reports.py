@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symbiosis_nb.kept import Run, mixed_order, score
+from symbiosis_nb.kept import Run, kept_runs, mixed_order, score
 from symbiosis_nb.recipes import make_profile
 
 REPORTS = Path(__file__).parents[1]/"reports"
@@ -42,10 +42,8 @@ def test_nobody_is_named(folder):
 @pytest.mark.parametrize("report", sorted({p.parents[1] for p in KEPT}), ids=lambda p: p.name)
 def test_every_row_of_a_report_has_its_predictions(report):
     "In its own folder, or in that of a report which shares the run"
-    where = {p.name: p for p in KEPT}
     rows = pd.read_csv(report/"runs.csv", dtype=dict(commit=str))
-    for row in rows.itertuples():
-        r = Run(where[row.folder])
+    for row, r in zip(rows.itertuples(), kept_runs(report), strict=True):
         assert r.scores.AP.mean() == pytest.approx(row.AP, abs=1e-5) and r.done["fingerprint"]["commit"] == row.commit
 
 

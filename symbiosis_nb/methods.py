@@ -47,6 +47,7 @@ def widened(
         else: here[:len(there)] = there   # a normalisation of the input
     return trunk
 
+# %% ../nbs/30_methods.ipynb #0b3de1f2
 @dataclass(frozen=True)
 class Build:
     "Everything a method may use to build its model"
@@ -67,6 +68,7 @@ class Build:
         if in_channels == 3 or self.weights is None: return made(in_channels, self.weights)
         return widened(made(in_channels, None), made(3, self.weights))
 
+# %% ../nbs/30_methods.ipynb #77e0c5b9
 @dataclass(frozen=True)
 class Method:
     "One row of a paper's table: how to build it, what it needs, how it is trained, where its numbers are printed"
@@ -111,6 +113,7 @@ class Method:
         "The method as its paper trains it on a run's data, with its trunk"
         return self.on(config["data"]).having(config["profile"]["backbone"])
 
+# %% ../nbs/30_methods.ipynb #5e2f8c41
 FAMILIES = dict(LFWA=("LFWA", "shifted"), WIDER=("WIDER",), Berkeley=("Berkeley",))   # data set -> what its tables are called
 
 def family(

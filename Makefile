@@ -16,10 +16,12 @@ FIRST := $(BIN)/python scripts/plan_first.py
 
 # folders of data sets, as far as the notebook knows them: DATA (the set that is measured), PARSING (Helen or LIP), CELEBA (where LFWA starts from), LFWA
 # (the small set of abstraction, blan, pse, general_to_specific); WEIGHTS="pse=FILE general_to_specific=FILE", or scratch
+# drawn faces without a GPU: a run for every core at once, one thread each, since small networks gain little from a second; ARGS="-p executor ''" trains one after another
+ABREAST := $(if $(DATA)$(shell command -v nvidia-smi),,yes)
 reproduce: install  ## the papers' tables on synthetic faces, or on your data: DATA=/path/to/CelebA PARSING=/path/to/Helen PROFILE=paper
 	@mkdir -p $(OUT)
-	@set -o pipefail; SYMBIOSIS_QUIET=1 $(BIN)/papermill nbs/reproduce_$(NOTEBOOK).ipynb $(OUT)/$(NOTEBOOK).ipynb -k python3 --log-output --no-progress-bar \
-	  -p out "$(abspath $(OUT))" -p profile $(PROFILE) $(if $(DATA),-p data_root "$(abspath $(DATA))") \
+	@set -o pipefail; SYMBIOSIS_QUIET=1 $(if $(ABREAST),OMP_NUM_THREADS=1) $(BIN)/papermill nbs/reproduce_$(NOTEBOOK).ipynb $(OUT)/$(NOTEBOOK).ipynb -k python3 --log-output --no-progress-bar \
+	  -p out "$(abspath $(OUT))" -p profile $(PROFILE) $(if $(ABREAST),-p executor local) $(if $(DATA),-p data_root "$(abspath $(DATA))") \
 	  $(if $(PARSING),-p parsing_root "$(abspath $(PARSING))") $(if $(CELEBA),-p celeba_root "$(abspath $(CELEBA))") \
 	  $(if $(LFWA),-p lfwa_root "$(abspath $(LFWA))") $(if $(WEIGHTS),-p weights "$(WEIGHTS)") $(ARGS) 2>&1 | $(FIRST)
 	@echo "report: $(OUT)/$(NOTEBOOK).html    executed notebook: $(OUT)/$(NOTEBOOK).ipynb"

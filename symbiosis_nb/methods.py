@@ -20,6 +20,7 @@ from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath
 from .models.backbones import Backbone, backbone
+from .models.controls import NormedAvgPool
 from .models.gating import SSGNet
 from .models.ladder import BLAN
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
@@ -190,6 +191,8 @@ register(
                **INCEPTION),
     _symbiosis("sa", "SA", "Symbiotic Augmentation (SA)", _sa, needs="parsing", **INCEPTION),
 )
+register(_symbiosis("avg_pool_bn", "Avg. pooling behind a BN", None, lambda b: NormedAvgPool(b.trunk(), b.n), tables=(),
+                    note="Naive without its masks: a control, in no paper"), listed=False)
 
 # %% ../nbs/30_methods.ipynb #1b32f89b
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, optimizer="plain_adam", schedule=steps, wd=0., augment=MIRROR)

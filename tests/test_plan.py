@@ -120,6 +120,27 @@ def test_jobs_that_die_go_on_where_they_were(tmp_path, monkeypatch):
     assert len(logs) >= len(there)
 
 
+class Here:
+    "An executor that trains at once, and notes in which order it was asked"
+    def __init__(self): self.asked = []
+    def submit(self, f, job):
+        self.asked.append(job.method.name); f(job)
+        return SimpleNamespace(done=lambda: True, exception=lambda: None, result=lambda: None)
+
+
+def test_the_longest_run_goes_first(data, tmp_path):
+    "So that what others wait for, a parser, is begun early; results stay in the order of the methods"
+    table, parsing = data
+    names = ["avg_pool", "spp_net", "ssp"]
+    planned = plan(names, table, "smoke", 1, tmp_path, parsing)
+    planned.rows["hours"] = [.1, .3, .2]
+    given, kept = Here(), Here()
+    there = train_all(names, table, parsing, "smoke", 1, tmp_path, planned=planned, executor=given)
+    assert given.asked == ["spp_net", "ssp", "avg_pool"] and [r.config["method"] for r in there] == names
+    train_all(names, table, parsing, "smoke", 1, tmp_path/"unplanned", executor=kept)
+    assert kept.asked == names
+
+
 @pytest.mark.slow
 def test_a_fault_of_ones_own_is_not_tried_again(tmp_path):
     pytest.importorskip("submitit")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'FEW', 'MARKS', 'VERDICTS', 'colours', 'told_apart', 'line_styles', 'best_first', 'show_faces',
            'prevalence_bars', 'show_regions', 'training_curves', 'attribute_dots', 'attribute_heat', 'reliability',
-           'difference_bars', 'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'gain_curves',
+           'difference_bars', 'own_rows', 'forest_legend', 'claim_forest', 'share_curves', 'gain_curves', 'gain_forest',
            'pointing_bars']
 
 # %% ../nbs/41_plot.ipynb #37b0aa31
@@ -287,6 +287,25 @@ def gain_curves(
         if not column: ax.set_ylabel(f"gain in {metric} (points)", fontsize=8)
     for ax in axes[-1]: ax.set_xlabel("training people (%)", fontsize=8)
     _legend(axes[0, -1], methods)
+    return fig
+
+# %% ../nbs/41_plot.ipynb #87fe3a37
+def gain_forest(
+    frame: pd.DataFrame,   # as of `gain_curves`, with one share of people
+):
+    "Gains over the baseline with their intervals, module by module, one panel a metric, one colour a trunk"
+    trunks, metrics, methods = (list(frame[c].unique()) for c in ("trunk", "metric", "method"))
+    shade, size = colours(trunks), dict(figsize=(3.2*len(metrics) + 1.6, .34*len(methods) + 1.3), layout="constrained")
+    fig, axes = plt.subplots(1, len(metrics), sharey=True, squeeze=False, **size)
+    for ax, metric in zip(axes[0], metrics):
+        ax.axvline(0, color="grey", lw=.8); ax.set_xlabel(f"gain in {metric} (points)", fontsize=8)
+        for k, trunk in enumerate(trunks):
+            here = frame[(frame.metric == metric) & (frame.trunk == trunk)].set_index("method").reindex(methods)
+            y = np.arange(len(methods))[::-1] + .24*((len(trunks) - 1)/2 - k)
+            ax.errorbar(here.gain, y, xerr=[here.gain - here.low, here.high - here.gain], fmt="osD^"[k % 4], ms=4, lw=1.2, capsize=2,
+                        color=shade[trunk], label=trunk)
+    axes[0, 0].set_yticks(range(len(methods))[::-1], methods, fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return fig
 
 # %% ../nbs/41_plot.ipynb #dde8580d

@@ -189,7 +189,7 @@ def rehearsal(
 
 def _rehearse(piece, recipe, n):
     "What `measure` keeps"
-    learn, steps = rehearsal(piece, n, piece.job.profile.precision)
+    learn, steps = rehearsal(piece, n, piece.job.profile.precision, batches=3)   # the fastest of several: other work slows some
     parameters, kept, precision = n_parameters(learn.model), _kept_bytes(piece.kind, learn.model, learn.dls), learn.precision
     return dict(step=min(steps.steps)*recipe.bs/n, image=min(steps.looks)/n, pictures=n, precision=precision,
                 memory=parameters*16 + kept/n*recipe.bs, weights=4*parameters)

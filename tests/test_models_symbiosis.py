@@ -339,6 +339,32 @@ def test_ssgnet_at_any_pools(at):
     assert net.features(x, S).shape == (2, trunk.channels[-1], 4, 3)
 
 
+STRIDED = [("resnet18", {}, 3), ("efficientnet_lite0", {}, 3), ("efficientnet_lite0", dict(stride=16), 3), ("inception_v3", {}, 2)]
+
+
+@pytest.mark.parametrize("name, how, stage", STRIDED)
+def test_ssgnet_on_a_trunk_without_pools(name, how, stage):
+    "In place of the block that leads to stride 16; nothing else of the trunk is touched"
+    torch.set_default_dtype(torch.float32)
+    trunk = backbone(name, width=.25, **how)
+    shape, before = trunk.eval()(torch.rand(1, 3, 96, 80)).shape, {k: v.clone() for k, v in trunk.state_dict().items()}
+    net = SSGNet(trunk.train(), 4, n_regions=3)
+    gates = [k for k, m in net.backbone.named_modules() if isinstance(m, SSG)]
+    assert len(gates) == 1 and gates[0].startswith(f"stages.{stage}.") and net.backbone.training
+    after = {k: v for k, v in net.backbone.state_dict().items() if not k.startswith(gates[0] + ".")}
+    assert after and all(torch.equal(v, before[k]) for k, v in after.items())
+    x, S = torch.rand(2, 3, 96, 80), probabilities(2, 3, 96, 80).float()
+    more = [ours - theirs for ours, theirs in zip(net.eval().features(x, S).shape[1:], shape[1:])]
+    assert more[0] == 0 and min(more) == 0 and max(more) <= (name == "inception_v3")   # whose blocks do not pad: a place fewer
+    net.train()(x, S).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("at", [(0,), (6,)])
+def test_ssgnet_names_the_places_there_are(at):
+    with pytest.raises(ValueError, match="halves its map 5 times: there is no place"): SSGNet(backbone("resnet18", width=.25), 4, 3, at=at)
+
+
 def test_ssg_under_autocast_stays_close():
     torch.set_default_dtype(torch.float32)
     net, x, S = SSGNet(backbone("small", width=.5), 4, n_regions=3).eval(), torch.rand(2, 3, 80, 64), probabilities(2, 3, 80, 64)

@@ -41,7 +41,7 @@ demo: install  ## a page to drop photographs on: RUN=FOLDER of a finished run; w
 
 test: install  ## hygiene, notebooks, pytest
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not data"
+	SYMBIOSIS_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not data"
 
 test-slow: install  ## what takes longer than 20 seconds each; also the lowest releases, Python 3.10 and 3.13 (some gigabytes, 40 minutes)
 	SYMBIOSIS_QUIET=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not data"   # the browser's are skipped without chromium: make test-lab

@@ -221,7 +221,7 @@ def news_of(r: Run) -> str:
 def _run_elsewhere(card, jobs, executor, planned, retries):
     "Runs as jobs of an executor, the longest first: a parser that others wait for is begun early. Chains stay here and hand out their networks"
     away = [i for i, j in enumerate(jobs) if not j.method.chain and (j.again or not is_finished(j.folder, FILES))]
-    if planned is not None: away.sort(key=planned.rows.hours.tolist().__getitem__, reverse=True)
+    if card.hours is not None: away.sort(key=lambda i: -card.hours[i])
     asked = [requests(None if planned is None else planned.rows.iloc[i]) for i in away]
     names, found = [_name(jobs[i]) for i in away], {}
     for name in names: card.begin(name)

@@ -7,7 +7,7 @@ from torch import nn
 
 from symbiosis_nb.bench import ssg_resident
 from symbiosis_nb.losses import balance_weights, masked_bce, parsing_ce
-from symbiosis_nb.models.backbones import backbone, n_parameters, peak_bytes
+from symbiosis_nb.models.backbones import Backbone, backbone, n_parameters, peak_bytes
 from symbiosis_nb.models.gating import SSG, Averaged, SSGNet, affine_of_bn, sum_to_one
 from symbiosis_nb.models.pooling import SSP, AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet, landmark_masks
 from symbiosis_nb.models.segmenters import ASPP, ASPPNet, EncoderDecoder, Parser, small_parser
@@ -360,9 +360,18 @@ def test_ssgnet_on_a_trunk_without_pools(name, how, stage):
     assert all(p.grad is not None for p in net.parameters())
 
 
-@pytest.mark.parametrize("at", [(0,), (6,)])
+@pytest.mark.parametrize("at", [(), (0,), (2,), (6,)])
 def test_ssgnet_names_the_places_there_are(at):
-    with pytest.raises(ValueError, match="halves its map 5 times: there is no place"): SSGNet(backbone("resnet18", width=.25), 4, 3, at=at)
+    with pytest.raises(ValueError, match=r"stages \[1, 3, 4, 5\] halve its map"): SSGNet(backbone("resnet18", width=.25), 4, 3, at=at)
+
+
+def test_a_stem_of_stride_4_moves_no_gate():
+    "Strides count, not blocks: the fourth block of this trunk leads to stride 32"
+    torch.set_default_dtype(torch.float32)
+    convs = [nn.Sequential(nn.Conv2d(a, b, 2*s - 1, s, s - 1)) for a, b, s in ((3, 4, 4), (4, 5, 2), (5, 6, 2), (6, 7, 2))]
+    net = SSGNet(Backbone(convs), 4, 3)
+    assert [isinstance(stage[0], SSG) for stage in net.backbone.stages] == [False, False, True, False]
+    assert (net.backbone.stages[2][0].conv.in_channels, net.backbone.stages[2][0].conv.out_channels) == (5, 6)
 
 
 def test_ssg_under_autocast_stays_close():

@@ -74,6 +74,8 @@ $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile $(CONSTRAINTS) torch torchvision
 	$(BIN)/python -m pip install -q --no-compile $(CONSTRAINTS) -e ".[dev]"
+	@# once, by all cores: where Python may not write bytecode, every process would spend ten seconds on imports; some packages carry files of other Pythons
+	-@$(BIN)/python -m compileall -qq -j 0 "$$($(BIN)/python -c '$(PLACE)')" || true
 	touch $@
 
 clean:  ## generated files in the working tree; the cache folder stays

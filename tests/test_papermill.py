@@ -106,6 +106,19 @@ def test_every_reproduction_in_smoke(name, tmp_path, cache):
     assert any((tmp_path/"results"/"runs").glob("*/done.json"))
 
 
+def test_a_module_has_a_baseline_of_its_own(tmp_path, cache):
+    "`pse_b/dmtl`: gained over DMTL, the other over the first method"
+    import pandas as pd
+    done = papermill(ROOT/"nbs"/"strength.ipynb", tmp_path/"out.ipynb", "-p", "trunks", "small: smoke", "-p", "people", 100, "-p", "methods", "avg_pool spp_net pse_b/dmtl", "-p", "out", tmp_path/"results",
+                     cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = lambda name: pd.read_csv(tmp_path/"results"/"strength"/f"{name}.csv")
+    levels, gains = read("levels").set_index("method").AP, read("gains").query("metric == 'AP'").set_index("method").gain
+    over = {"SPPNet*": ("SPPNet*", "Avg. pooling"), "PSE(b) over DMTL (PSE's baseline)": ("PSE(b)", "DMTL (PSE's baseline)")}
+    assert list(gains.index) == list(over)
+    for row, (module, baseline) in over.items(): assert abs(gains[row] - (levels[module] - levels[baseline])) < .02
+
+
 def test_own_data_in_smoke(tmp_path, cache):
     "The example, and one's own file with a fault: from a folder to a report and a predictor"
     notebook = ROOT/"nbs"/"own_data.ipynb"

@@ -221,6 +221,8 @@ register(
     _pse("pse_a", "PSE(a)", "PSE(a)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "fc", b.size, **b.options), lfwa=False),
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
 )
+register(replace(METHODS["blan"], name="blan_dropout", title="BLAN, dropout .5", rows=(), options=dict(dropout=.5),
+                 note="with the paper's dropout, which the demo and onecycle leave out: a control"), listed=False)
 
 # %% ../nbs/30_methods.ipynb #219ea111
 ABSTRACTION_RECIPE = Recipe(lr=1e-3, iterations=46_000, bs=20, optimizer="sgd", schedule=partial(steps, at=(20/46, 45/46)), wd=1e-4,

@@ -168,7 +168,8 @@ PAPER = Profile("paper", parser="encoder_decoder", parser_recipe=Recipe(lr=1e-3,
 ONE_CYCLE = Profile("onecycle", (218, 178), "efficientnet_lite0", weights="imagenet", stride=16,
     recipe=Recipe(lr=6e-3, epochs=8, bs=32, discriminative=10.),   # the trunk's first layers a tenth of it; see reports/tuning_lfwa.csv
     parser_recipe=Recipe(lr=4e-3, epochs=30, bs=16, augment=WIDE),
-    generator=Generator(32, 3, 6, 32, size=None, pixel=10., recipe=replace(_DRAWN, epochs=30)), tune=Recipe(lr=1e-3, epochs=2, bs=32))
+    generator=Generator(32, 3, 6, 32, size=None, pixel=10., recipe=replace(_DRAWN, epochs=30)), tune=Recipe(lr=1e-3, epochs=2, bs=32),
+    options=dict(blan=dict(dropout=0)))   # as above: .5 cost BLAN ten points of validation AP on LFWA; see `blan_dropout`
 PROFILES = {p.name: p for p in (SMOKE, MINUTES, ONE_CYCLE, PAPER)}
 
 # %% ../nbs/26_recipes.ipynb #fb7bc270

@@ -19,7 +19,7 @@ from symbiosis_nb.data.sources import open_faces
 from symbiosis_nb.data.synthetic import make_parsing
 from symbiosis_nb.jobs import helper_recipes, make_job, paper_recipe
 from symbiosis_nb.learner import OPTIMIZERS, adversarial_learner, attribute_learner
-from symbiosis_nb.methods import METHODS, VARIANTS, get_method
+from symbiosis_nb.methods import METHODS, VARIANTS, Build, get_method
 from symbiosis_nb.models.abstraction import GlobalGenerator, MultiscaleDiscriminator
 from symbiosis_nb.models.adversarial import Adversary
 from symbiosis_nb.models.backbones import backbone
@@ -192,3 +192,12 @@ def test_the_table_of_recipes_has_all_that_is_trained():
     assert {"parser of masks", "generator of abstraction images"} <= set(kept.method) and "se_resnet50" in set(kept.trunk)
     naive = kept[kept.method == "naive"].note.iloc[0]
     assert naive == get_method("naive").note and "bilinear" not in naive
+
+
+def test_blan_drops_out_where_its_paper_trains_it(table):
+    "Not in trainings of a few hundred steps, which underfit with it, whatever the trunk"
+    rates = {}
+    for profile in ("demo", "onecycle", "paper"):
+        net = get_method("blan").build(Build(table.vocab, (64, 48), "small", .25, options=make_job("blan", table, profile, overrides=dict(backbone="small", weights="scratch", size=(64, 48))).options))
+        rates[profile] = {ac.drop.p for ac in net.classifiers}
+    assert rates == dict(demo={0.}, onecycle={0.}, paper={.5})

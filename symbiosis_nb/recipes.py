@@ -162,8 +162,9 @@ MINUTES = Profile("demo", (80, 64), "small", recipe=DEMO,
     parser_recipe=Recipe(lr=4e-3, epochs=16, bs=8, augment=WIDE),   # with a quarter of the steps it finds no eyes, brows or mouths
     generator=Generator(16, 3, 3, 16, size=None, pixel=10., recipe=replace(_DRAWN, epochs=8)),
     attributes=SIX, tune=Recipe(lr=1e-3, epochs=2, bs=32),
-    options=dict(blan=dict(dropout=0., fusion_lr=1e-2)))   # a few hundred steps do not overfit: .5 cost BLAN 7 points of validation AP on
-                                                           # drawn faces; and fusion weights at the paper's 1e-4 (50,000 steps) would stay a mean
+    # a few hundred steps do not overfit: .5 cost BLAN 7 points of validation AP on drawn faces; and fusion weights at the paper's
+    # 1e-4 (50,000 steps) would stay a mean
+    options=dict(blan=dict(dropout=0., fusion_lr=1e-2), blan_dropout=dict(fusion_lr=1e-2)))
 PAPER = Profile("paper", parser="encoder_decoder", parser_recipe=Recipe(lr=1e-3, epochs=60, bs=16, augment=WIDE))
 ONE_CYCLE = Profile("onecycle", (218, 178), "efficientnet_lite0", weights="imagenet", stride=16,
     recipe=Recipe(lr=6e-3, epochs=8, bs=32, discriminative=10.),   # the trunk's first layers a tenth of it; see reports/tuning_lfwa.csv

@@ -201,3 +201,9 @@ def test_blan_drops_out_where_its_paper_trains_it(table):
         net = get_method("blan").build(Build(table.vocab, (64, 48), "small", .25, options=make_job("blan", table, profile, overrides=dict(backbone="small", weights="scratch", size=(64, 48))).options))
         rates[profile] = {ac.drop.p for ac in net.classifiers}
     assert rates == dict(demo={0.}, onecycle={0.}, paper={.5})
+
+
+@pytest.mark.parametrize("profile", ["demo", "onecycle"])
+def test_the_control_of_blan_differs_in_its_dropout_alone(table, profile):
+    options = lambda name: make_job(name, table, profile, overrides=dict(backbone="small", weights="scratch", size=(64, 48))).options
+    assert options("blan_dropout") == {**options("blan"), "dropout": .5}

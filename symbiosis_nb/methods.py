@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from typing import Callable
 
+from .code import remember
 from .core import DataError
 from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
@@ -142,6 +143,7 @@ def register(
         if m.name in OURS: raise ValueError(f"{m.name!r} is a method of this package: give yours another name")
         METHODS.pop(m.name, None); VARIANTS.pop(m.name, None)
         (METHODS if listed else VARIANTS)[m.name] = m
+    if OURS: remember()   # the code of one's own methods, as it is now
 
 def find_method(name: str):
     "The registered method or variant of this name; None for rows that a notebook names itself"

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from . import metrics as M
+from .code import remember
 from .combine import average_runs, chain_runs, joined_cost, mean_arrays, one_attribute   # people look for them here
 from .computed import kept_score
 from .core import folder_lock
@@ -23,6 +24,8 @@ from .kept import FILES, Run, is_finished, score
 from .learner import process_rank
 from .predictor import Predictor, load_model
 from .training import build_model, finish, start_from, train
+
+remember()   # whatever a run rests on is loaded by now: later edits of the files are not what this process runs
 
 # %% ../nbs/33_runs.ipynb #37a09a5f
 def run_job(job: Job) -> Run:

@@ -66,20 +66,23 @@ def keep_notebook(executed: Path, name: str):
 
 
 def keep_folder(out: Path, report: str, name: str):
-    "Page, tables, and the runs behind them"
-    there = ROOT/"reports"/name
+    "Page, tables, and the runs behind them; of drawn pictures the tables alone, since anybody makes those runs in minutes"
+    source, there = out/report, ROOT/"reports"/name
     there.mkdir(parents=True, exist_ok=True)
-    if (out/f"{report}.html").is_file(): shutil.copy(out/f"{report}.html", there.with_suffix(".html"))
-    for table in (out/report).glob("*.csv"): shutil.copy(table, there)
+    if (page := out/f"{report}.html").is_file(): shutil.copy(page, there.with_suffix(".html"))
+    for table in source.rglob("*.csv"):
+        (copy := there/table.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(table, copy)
     have = {p.name for p in (ROOT/"reports").glob("*/predictions/*")}
-    for folder in pd.read_csv(there/"runs.csv").folder.unique():
-        if folder not in have: keep_small(Run(out/"runs"/folder), there/"predictions")
+    for folder in {f for runs in source.rglob("runs.csv") for f in pd.read_csv(runs).folder}:
+        r = Run(out/"runs"/folder)
+        if folder not in have and "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (3, 4): sys.exit(__doc__)
     executed, name, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) == 4 else None
     keep_notebook(executed, name)
-    found = [p.parent.name for p in (out.glob("*/runs.csv") if out else ())]
+    found = sorted({p.parent.name for p in out.glob("*/*.csv")}) if out else []
     if len(found) > 1: sys.exit(f"{out} holds several reports ({', '.join(found)}): move the others away")
     if found: keep_folder(out, found[0], name)

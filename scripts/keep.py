@@ -74,7 +74,8 @@ def keep_folder(out: Path, report: str, name: str):
         (copy := there/table.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(table, copy)
     have = {p.name for p in (ROOT/"reports").glob("*/predictions/*")}
-    for folder in {f for runs in source.rglob("runs.csv") for f in pd.read_csv(runs).folder}:
+    rows = [f for runs in source.rglob("runs.csv") for f in pd.read_csv(runs).folder]
+    for folder in {f for row in rows for f in row.split(" + ")}:   # an average names both
         r = Run(out/"runs"/folder)
         if folder not in have and "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
 

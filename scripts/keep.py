@@ -75,9 +75,9 @@ def keep_folder(out: Path, report: str, name: str):
         shutil.copy(table, copy)
     have = {p.name for p in (ROOT/"reports").glob("*/predictions/*")}
     rows = [f for runs in source.rglob("runs.csv") for f in pd.read_csv(runs).folder]
-    for folder in {f for row in rows for f in row.split(" + ")}:   # an average names both
+    for folder in {f for row in rows for f in row.split(" + ")} - have:   # an average names both
         r = Run(out/"runs"/folder)
-        if folder not in have and "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
+        if "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
 
 
 if __name__ == "__main__":

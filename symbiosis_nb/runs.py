@@ -25,6 +25,7 @@ from .learner import process_rank
 from .predictor import Predictor, load_model
 from .training import build_model, finish, start_from, train
 
+# %% ../nbs/33_runs.ipynb #32e6985e
 remember()   # whatever a run rests on is loaded by now: later edits of the files are not what this process runs
 
 # %% ../nbs/33_runs.ipynb #37a09a5f

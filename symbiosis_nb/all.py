@@ -9,11 +9,13 @@ __all__ = []
 from functools import partial
 
 from . import metrics, plot, stats
+from .campaign import adopt
 from .core import DataError, cache_dir, fingerprint, seed_everything
 from .data.aligned import aligned, centred
 from .data.loaders import Augment, Field, attribute_dls, mixed_dls, parsing_loader
 from .data.official import (berkeley_attributes, celeba, celebamask_hq, fasseg, helen, lapa, lfwa, lip, wider_attribute)
 from .data.own import parsing_from_folders, table_from_csv, table_from_folders, table_from_parquet
+from .data.parts import held_out
 from .data.pixels import pixel_store
 from .data.tables import AttributeTable, ParsingTable
 from .data.sources import open_body_parsing, open_faces, open_lfwa, open_parsing, open_people

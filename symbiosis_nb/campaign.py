@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'LEAST', 'SHARES', 'named', 'same_world', 'check', 'study_jobs', 'said_time', 'Campaign', 'train_all',
-           'run_all', 'news_of', 'together', 'steps_of']
+           'run_all', 'news_of', 'adopt', 'together', 'steps_of']
 
 # %% ../nbs/33a_campaign.ipynb #e06c48df
 import time
@@ -13,18 +13,22 @@ from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+
 from .checks import check_settings
 from .combine import requests, submitted
 from .core import DataError, Line, as_path, words
+from .data.loaders import attribute_targets
 from .data.sources import LFWA_FRAMES
 from .data.tables import AttributeTable, ParsingTable
 from .jobs import job_of, make_job, resolve, weights_for
-from .kept import FILES, Run, is_finished
+from .kept import FILES, Run, is_finished, kept_runs, named_again
 from .methods import METHODS, VARIANTS, get_method
 from .models.backbones import TRUNKS
 from .needs.masks import FITS, is_drawn
 from .recipes import PROFILES, make_profile, read_settings
 from .runs import run, run_job
+from .training import who_is_shown
 
 # %% ../nbs/33a_campaign.ipynb #5c5a3945
 def _refuse(what, name, known):
@@ -233,6 +237,17 @@ def _run_elsewhere(card, jobs, executor, planned, retries):
     for i, job in enumerate(jobs):
         if i not in found: found[i] = _run_here(card, i, replace(job, executor=executor))
     return [found[i] for i in range(len(jobs))]
+
+# %% ../nbs/33a_campaign.ipynb #b07d4d90
+def adopt(
+    report: str | Path,     # folder of a kept report, as "reports/lfwa_official"
+    table: AttributeTable,  # what it was measured on
+    folder: str | Path,     # of one's own runs
+) -> list:                  # `Run`s, in the order of the report's runs.csv
+    "The runs of a kept report among one's own, where they count as finished; raises `DataError` where they were measured on other pictures"
+    labels, everyone = attribute_targets(table), np.ones(len(table), bool)
+    own = {f"{s}_targets": labels[table.split == s] for s in ("valid", "test")} | who_is_shown(table, everyone)
+    return [Run(named_again(r, own, folder), r.method) for r in kept_runs(report)]
 
 # %% ../nbs/33a_campaign.ipynb #b3dba60f
 def together(

@@ -216,16 +216,16 @@ def kept_runs(
 
 def named_again(
     small: Run,          # from `keep_small`
-    beside: Run,         # a run of one's own, measured on the same pictures
+    own: dict,           # labels and names in one's own order: arrays of a run of the same pictures
     folder: str | Path,  # `runs` of a study, where the copy then counts as finished
 ) -> Path:
-    "A small copy in the order of the data set; raises `DataError` where the other run was measured on other pictures"
+    "A small copy in the order of the data set; raises `DataError` where it was measured on other pictures"
     arrays, made = dict(small.arrays), as_path(folder)/small.folder.name
     for split in (s for s in ("valid", "test") if f"{s}_targets" in arrays):
-        theirs, own = arrays[f"{split}_targets"], beside.arrays.get(f"{split}_targets", np.zeros((0, 0)))
-        order = mixed_order(own)
-        if not np.array_equal(own[order], theirs, equal_nan=True):
-            raise DataError(f"{small.folder.name} and {beside.folder.name} were measured on different pictures ({split})")
+        theirs, ours = arrays[f"{split}_targets"], own.get(f"{split}_targets", np.zeros((0, 0)))
+        order = mixed_order(ours)
+        if not np.array_equal(ours[order], theirs, equal_nan=True):
+            raise DataError(f"{small.folder.name} was measured on other pictures than these ({split}: {len(theirs):,} of them, here {len(ours):,})")
         arrays |= {k: v[np.argsort(order)] for k, v in arrays.items() if k.startswith(f"{split}_")}
-    arrays |= {k: beside.arrays[k] for k in NAMED if k in beside.arrays}
+    arrays |= {k: own[k] for k in NAMED if k in own}
     return _copied(small, made, arrays)

@@ -52,7 +52,7 @@ class Card:
         for r in self.runs:
             if not np.array_equal(r.arrays["test_targets"], first.arrays["test_targets"], equal_nan=True):
                 raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; "
-                                "a kept copy is brought to the order of your data set by kept.named_again")
+                                "a kept copy is brought to the order of your data set by campaign.adopt")
         return stats.cluster_weights(first.clusters, len(first.predictions()[0]), self.replicates)
     @cached_property
     def each(self) -> dict:

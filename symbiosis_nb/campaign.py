@@ -244,10 +244,13 @@ def adopt(
     table: AttributeTable,  # what it was measured on
     folder: str | Path,     # of one's own runs
 ) -> list:                  # `Run`s, in the order of the report's runs.csv
-    "The runs of a kept report among one's own, where they count as finished; raises `DataError` where they were measured on other pictures"
+    "A kept report's runs on these pictures among one's own, where they count as finished; raises `DataError` where it has none"
     labels, everyone = attribute_targets(table), np.ones(len(table), bool)
     own = {f"{s}_targets": labels[table.split == s] for s in ("valid", "test")} | who_is_shown(table, everyone)
-    return [Run(named_again(r, own, folder), r.method) for r in kept_runs(report)]
+    measured = (table.name, table.counts())
+    theirs = [r for r in kept_runs(report) if (r.config["data"], r.config["counts"]) == measured]
+    if not theirs: raise DataError(f"{report} has no run on {table.name} with {table.counts()}: open it as the report's notebook does")
+    return [Run(named_again(r, own, folder, table.digest), r.method) for r in theirs]
 
 # %% ../nbs/33a_campaign.ipynb #b3dba60f
 def together(

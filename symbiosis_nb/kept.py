@@ -200,11 +200,13 @@ def keep_small(
         if not np.array_equal(selected, last): arrays[f"{split}_last"] = last.astype(np.float16)
     return _copied(run, made, arrays)
 
-def _copied(run, made, arrays):
-    "A run's folder without weights, with these predictions; `done.json` last"
+def _copied(run, made, arrays, config=None, done=None):
+    "A run's folder without weights, with these predictions, and what is said of it where that is otherwise; `done.json` last"
     with atomic_write(made/"predictions.npz") as tmp, open(tmp, "wb") as f: np.savez_compressed(f, **arrays)
-    for name in ("config.json", "log.csv", "scores.parquet", "done.json"):
+    for name in ("log.csv", "scores.parquet"):
         with atomic_write(made/name) as tmp: shutil.copyfile(run.folder/name, tmp)
+    write_json(made/"config.json", config or run.config)
+    write_json(made/"done.json", done or run.done)
     return made
 
 def kept_runs(
@@ -218,6 +220,7 @@ def named_again(
     small: Run,          # from `keep_small`
     own: dict,           # labels and names in one's own order: arrays of a run of the same pictures
     folder: str | Path,  # `runs` of a study, where the copy then counts as finished
+    data_digest: str | None = None,  # of one's own table, where it is another: the copy is then called as a run on it
 ) -> Path:
     "A small copy in the order of the data set; raises `DataError` where it was measured on other pictures"
     arrays, made = dict(small.arrays), as_path(folder)/small.folder.name
@@ -228,4 +231,8 @@ def named_again(
             raise DataError(f"{small.folder.name} was measured on other pictures than these ({split}: {len(theirs):,} of them, here {len(ours):,})")
         arrays |= {k: v[np.argsort(order)] for k, v in arrays.items() if k.startswith(f"{split}_")}
     arrays |= {k: own[k] for k in NAMED if k in own}
-    return _copied(small, made, arrays)
+    if data_digest in (None, small.config.get("data_digest")): return _copied(small, made, arrays)
+    config = small.config | dict(data_digest=data_digest)
+    done = small.done | dict(adopted=dict(folder=small.folder.name, data_digest=small.config["data_digest"]))
+    called = made.with_name(made.name.removesuffix(small.digest) + digest(config)[:8])
+    return _copied(small, called, arrays, config=config, done=done)

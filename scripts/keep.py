@@ -3,7 +3,7 @@
     python scripts/keep.py EXECUTED.ipynb NAME [FOLDER]   # reports/NAME.ipynb; of FOLDER, what the notebook wrote: NAME.html, NAME/*.csv, NAME/predictions
 
 FOLDER is the notebook's `out`; its tables lie in a folder, and its page beside it, both called as the notebook's report is (`FOLDER/lfwa`, `FOLDER/lfwa.html`).
-A run that another kept report has already is not kept twice. Look at every figure before you commit: no picture of a real data set may be in it."""
+A run that another kept report has already is not kept twice, one that was adopted from a report keeps its name there. Look at every figure before you commit: no picture of a real data set may be in it."""
 import base64
 import io
 import json
@@ -65,19 +65,26 @@ def keep_notebook(executed: Path, name: str):
     (ROOT/"reports"/f"{name}.ipynb").write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def behind(runs: Path, out: Path) -> dict:
+    "The runs in a runs.csv, by the name that reports have for them: an adopted one keeps its own. An average names both of its runs"
+    folders = {f for row in pd.read_csv(runs).folder for f in row.split(" + ")}
+    found = [Run(out/"runs"/f) for f in sorted(folders)]
+    return {r.done.get("adopted", {}).get("folder", r.folder.name): r for r in found}
+
+
 def keep_folder(out: Path, report: str, name: str):
     "Page, tables, and the runs behind them; of drawn pictures the tables alone, since anybody makes those runs in minutes"
     source, there = out/report, ROOT/"reports"/name
     there.mkdir(parents=True, exist_ok=True)
     if (page := out/f"{report}.html").is_file(): shutil.copy(page, there.with_suffix(".html"))
+    have = {p.name for p in (ROOT/"reports").glob("*/predictions/*")}
     for table in source.rglob("*.csv"):
         (copy := there/table.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(table, copy)
-    have = {p.name for p in (ROOT/"reports").glob("*/predictions/*")}
-    rows = [f for runs in source.rglob("runs.csv") for f in pd.read_csv(runs).folder]
-    for folder in {f for row in rows for f in row.split(" + ")} - have:   # an average names both
-        r = Run(out/"runs"/folder)
-        if "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
+        if table.name != "runs.csv": continue
+        for called, r in behind(table, out).items():
+            copy.write_text(copy.read_text(encoding="utf-8").replace(r.folder.name, called), encoding="utf-8")
+            if called not in have and "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
 
 
 if __name__ == "__main__":

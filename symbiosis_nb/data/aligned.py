@@ -76,7 +76,7 @@ def _store_all(table, detect, out):
 def _in_frame(table, kind, paths, note):
     "The table with its pictures in CelebA's frame"
     notes = [*table.notes, note]
-    return replace(table, name=f"{table.name}, {kind}", paths=paths, boxes=None, landmarks=None, frame="aligned", notes=notes, derived=True)
+    return replace(table, name=f"{table.name}, {kind}", paths=paths, boxes=None, landmarks=None, frame="aligned", notes=notes, derived=(paths[0].parents[1],) if paths else ())
 
 # %% ../../nbs/05a_data.aligned.ipynb #0a2604c5
 def aligned(

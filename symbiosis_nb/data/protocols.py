@@ -46,7 +46,7 @@ def cross(
     people = np.concatenate([np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)])
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
-    rule = dict(exif=source.exif or target.exif, background=source.background)   # boxes and landmarks stay behind
+    rule = dict(exif=source.exif or target.exif, background=source.background, derived=(*a.derived, *b.derived))   # boxes and landmarks stay behind
     return AttributeTable(f"{source.name} to {target.name}", source.vocab, [*a.paths, *b.paths], stack("labels"), stack("known"), split,
                           people, frame=a.frame if a.frame == b.frame == "aligned" else "whole", notes=[*source.notes, *target.notes], **rule)
 
@@ -116,4 +116,4 @@ def enlarge(
     originals = len(rows)//max(copies, 1)
     note = f"{len(paths):,} distorted copies of {originals:,} training pictures; boxes and landmarks dropped, they would be wrong"
     return replace(table, name=f"{table.name}, enlarged {copies + 1}-fold", paths=[*table.paths, *paths], **columns,
-                   boxes=None, landmarks=None, notes=[*table.notes, note])
+                   boxes=None, landmarks=None, notes=[*table.notes, note], derived=(*table.derived, folder) if table.derived else ())

@@ -56,7 +56,7 @@ class AttributeTable:
     notes: list = field(default_factory=list)  # what a reader had to say: subset, missing files, boxes dropped
     exif: bool | None = None  # turn pictures as their EXIF tag says; None: unless there are boxes or landmarks, which count raw pixels
     background: str = "white" # what shows where a picture is transparent
-    derived: bool = False     # the files were made from others, on every machine a little otherwise; their names say from which
+    derived: tuple = ()       # folders of pictures that were made from others, on every machine a little otherwise: their names say from which
 
     def __post_init__(self):
         faults = Faults(self.name)
@@ -87,7 +87,10 @@ class AttributeTable:
     @cached_property
     def pixels_digest(self) -> str:
         "Sixteen digits that change whenever a picture does, or what it was made from; taken once per table"
-        return core.digest([f"{p.parent.name}/{p.name}" for p in self.paths]) if self.derived else pixels_digest(self.paths)
+        made = [any(p.is_relative_to(f) for f in self.derived) for p in self.paths]
+        if not any(made): return pixels_digest(self.paths)
+        others = [p for p, m in zip(self.paths, made) if not m]
+        return core.digest([f"{p.parent.name}/{p.name}" for p, m in zip(self.paths, made) if m], pixels_digest(others))
 
     @property
     def names(self): return self.vocab.names

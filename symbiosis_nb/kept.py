@@ -222,7 +222,7 @@ def named_again(
     folder: str | Path,  # `runs` of a study, where the copy then counts as finished
     data_digest: str | None = None,  # of one's own table, where it is another: the copy is then called as a run on it
 ) -> Path:
-    "A small copy in the order of the data set; raises `DataError` where it was measured on other pictures"
+    "A small copy in the order of the data set, marked in `done.json` as adopted; raises `DataError` where it was measured on other pictures"
     arrays, made = dict(small.arrays), as_path(folder)/small.folder.name
     for split in (s for s in ("valid", "test") if f"{s}_targets" in arrays):
         theirs, ours = arrays[f"{split}_targets"], own.get(f"{split}_targets", np.zeros((0, 0)))
@@ -231,8 +231,8 @@ def named_again(
             raise DataError(f"{small.folder.name} was measured on other pictures than these ({split}: {len(theirs):,} of them, here {len(ours):,})")
         arrays |= {k: v[np.argsort(order)] for k, v in arrays.items() if k.startswith(f"{split}_")}
     arrays |= {k: own[k] for k in NAMED if k in own}
-    if data_digest in (None, small.config.get("data_digest")): return _copied(small, made, arrays)
+    theirs = small.config.get("data_digest")
+    done = small.done | dict(adopted=dict(folder=small.folder.name, data_digest=theirs))
+    if data_digest in (None, theirs): return _copied(small, made, arrays, done=done)
     config = small.config | dict(data_digest=data_digest)
-    done = small.done | dict(adopted=dict(folder=small.folder.name, data_digest=small.config["data_digest"]))
-    called = made.with_name(made.name.removesuffix(small.digest) + digest(config)[:8])
-    return _copied(small, called, arrays, config=config, done=done)
+    return _copied(small, made.with_name(made.name.removesuffix(small.digest) + digest(config)[:8]), arrays, config, done)

@@ -464,6 +464,7 @@ def limits(self: Card) -> list:
     if rising := self.still_rising():
         out.append(f"Still rising at the last epoch: {joined(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
     if len(found := self.precisions()) > 1: out.append(f"Some runs were trained in {found[0]}, others in {found[1]} (cost): each machine took what is faster there.")
+    if n := sum("adopted" in r.done for r in self.runs): out.append(f"{n} of {len(self.runs)} runs were adopted from a kept report: they were measured elsewhere.")
     out.append(f"Intervals cover the drawing of {self.covers}. They do not cover the choice of trunk, size, schedule or labels.")
     if kind == "synthetic":
         out.append("On synthetic pictures the evidence for every attribute is drawn on purpose; "

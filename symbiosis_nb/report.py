@@ -22,8 +22,8 @@ from .localize import true_labels
 from .methods import METHODS, find_method
 from .published import golden, own_spelling
 from .runs import Run, score  # noqa: people look for `score` here
-from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, data_kind, joined, kind_of, learnt_from, markdown, opening,  # noqa: and for these
-                                  over_seeds, p_text, percent, points, seeds_said, span)
+from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, data_kind, joined, kind_of, learnt_from, made_how, markdown, opening,  # noqa: and for these
+                                  over_seeds, p_text, percent, points, precisions, seeds_said, span)
 
 # %% ../nbs/50_report.ipynb #93ba264d
 @dataclass
@@ -370,13 +370,6 @@ def parsing_regions(self: Card) -> pd.DataFrame:
 
 # %% ../nbs/50_report.ipynb #90d5cf25
 @patch
-def precisions(self: Card,
-    method: str | None = None,   # None: of all
-) -> list:                       # as "bfloat16", "float32"
-    "The numbers that training and prediction were done in; `auto` takes what is faster on its machine"
-    return sorted({r.done["precision"] for r in (self.of(method) if method else self.runs) if r.done.get("precision")})
-
-@patch
 def cost(self: Card) -> pd.DataFrame:
     "Parameters, multiply-adds, speed, memory; empty where something was not measured"
     whole = lambda v: "" if v is None or pd.isna(v) else f"{v:,.0f}"
@@ -388,7 +381,7 @@ def cost(self: Card) -> pd.DataFrame:
             "parameters": whole(c["parameters"]), "multiply-adds (M)": millions(c["multiply_adds"]),
             "training seconds": whole(c["training_seconds"]), "training images/s": whole(c.get("train_images_per_second")),
             "inference images/s": whole(c["predict_images_per_second"]),
-            "peak memory MiB": whole(c["peak_memory_mib"]), "precision": " and ".join(self.precisions(m)), "hardware": c["hardware"]}
+            "peak memory MiB": whole(c["peak_memory_mib"]), "precision": " and ".join(precisions(self.of(m))), "hardware": c["hardware"]}
     return pd.DataFrame(rows).T
 
 @patch
@@ -463,8 +456,7 @@ def limits(self: Card) -> list:
     if gap: out.append(f"On {n:,} test images a true difference in mean AP below about {100*gap:.2f} points {missed}.")
     if rising := self.still_rising():
         out.append(f"Still rising at the last epoch: {joined(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
-    if len(found := self.precisions()) > 1: out.append(f"Some runs were trained in {found[0]}, others in {found[1]} (cost): each machine took what is faster there.")
-    if n := sum("adopted" in r.done for r in self.runs): out.append(f"{n} of {len(self.runs)} runs were adopted from a kept report: they were measured elsewhere.")
+    out += made_how(self.runs)
     out.append(f"Intervals cover the drawing of {self.covers}. They do not cover the choice of trunk, size, schedule or labels.")
     if kind == "synthetic":
         out.append("On synthetic pictures the evidence for every attribute is drawn on purpose; "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'ALONE', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'seeds_said', 'span', 'points', 'p_text', 'joined', 'markdown']
+           'seeds_said', 'precisions', 'made_how', 'span', 'points', 'p_text', 'joined', 'markdown']
 
 # %% ../nbs/49_wording.ipynb #90387248
 import numpy as np
@@ -78,6 +78,17 @@ def seeds_said(fewest: int, most: int) -> str:
     if most == 1: return "One seed per method: what another seed would give is not known."
     each = f"{fewest} seeds" if fewest == most else f"{fewest} to {most} seeds"
     return f"{each} per method: differences between seeds are hardly known."
+
+def precisions(runs: list) -> list:  # as ["bfloat16", "float32"]
+    "The numbers that runs were trained and predicted in; `auto` takes what is faster on its machine"
+    return sorted({r.done["precision"] for r in runs if r.done.get("precision")})
+
+def made_how(runs: list) -> list:  # of sentences
+    "What rows of one card do not share: the precision, and where they were measured"
+    out, found, adopted = [], precisions(runs), sum("adopted" in r.done for r in runs)
+    if len(found) > 1: out.append(f"Some runs were trained in {found[0]}, others in {found[1]} (cost): each machine took what is faster there.")
+    if adopted: out.append(f"{adopted} of {len(runs)} runs were adopted from a kept report: they were measured elsewhere.")
+    return out
 
 ALONE = "trained on LFWA alone, the paper's from CelebA's weights"   # of a row beside a printed number
 

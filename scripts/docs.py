@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from readme import ROOT, write as write_readme
 
 HOW_TO = dict(own_data="Your own data", own_method="Your own method", cluster="On a cluster", gpu="On a GPU", reports="Reading a report")
-SIGHTS = ("benchmark", "claims", "controls", "own_data", "strength", "cross")   # notebooks that are neither library nor reproduction
+SIGHTS = ("benchmark", "claims", "findings", "controls", "own_data", "strength", "cross")   # notebooks that are neither library nor reproduction
 
 
 def cleaned(path: Path):

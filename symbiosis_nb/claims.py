@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AS_EQUAL', 'ALSO', 'COLUMNS', 'NOT_TESTED', 'NEEDS', 'Mean', 'Scored', 'differences', 'scored_card', 'scored_runs',
            'order_of', 'slack', 'within', 'parts_line', 'judge', 'run_differs', 'Ledger', 'cannot_ask', 'claim_bars',
-           'kept_ledger', 'ledger_counts', 'kept_claims', 'kept_difference', 'tested_in', 'coverage']
+           'kept_ledger', 'ledger_counts', 'claims_across', 'kept_difference', 'tested_in', 'coverage']
 
 # %% ../nbs/52_claims.ipynb #a1f92333
 import json, re
@@ -410,16 +410,20 @@ def ledger_counts(
     return found.groupby(["paper", "measured_on"]).verdict.agg(say).unstack(fill_value="").rename_axis(None, axis=1).loc[papers]
 
 # %% ../nbs/52_claims.ipynb #6e670309
-def kept_claims(
-    folder: str | Path,   # of a kept report
-    without: str = "",    # a word of claims that are withdrawn
-) -> str:                 # Markdown
-    "The claims of a kept report as a Markdown table; a plain sentence when nothing is kept there"
-    path = Path(folder)/"claims.csv"
-    if not path.is_file(): return f"*No kept claims in {Path(folder).name}.*"
-    frame = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False).set_index("claim")
-    if without: frame = frame[~frame.index.str.contains(without)]
-    return markdown(frame[[c for c in "id metric difference interval seeds verdict differs".split() if c in frame]])
+def claims_across(
+    ledger: pd.DataFrame,  # from `kept_ledger`
+    columns: dict,         # title -> reports; where several test a claim, the first counts
+) -> pd.DataFrame:         # claim x (id, metric, titles): difference in points and verdict, "" where it was not tested
+    "Verdicts side by side, for claims that one of these reports tests; raises `ValueError` for a report that is not there"
+    told = ledger.assign(said=(ledger.difference + " " + ledger.verdict.str.split(":").str[0]).str.strip())
+    found, by = {}, ["claim", "id", "metric"]
+    for title, reports in columns.items():
+        if lost := set(reports) - set(ledger.report): raise ValueError(f"no claims kept in {', '.join(sorted(lost))}")
+        rows = pd.concat([told[told.report == r] for r in reports])
+        found[title] = rows.drop_duplicates("id").set_index(by).said
+    order = [*dict.fromkeys(map(tuple, ledger[by].values))]
+    table = pd.DataFrame(found)
+    return table.reindex([k for k in order if k in table.index]).fillna("").reset_index(["id", "metric"])
 
 def kept_difference(
     first: str | Path,    # of a kept report

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from symbiosis_nb import metrics, published, stats
-from symbiosis_nb.claims import (AS_EQUAL, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, coverage, judge, kept_claims, kept_difference, kept_ledger, ledger_counts, order_of,
+from symbiosis_nb.claims import (AS_EQUAL, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, claims_across, coverage, judge, kept_difference, kept_ledger, ledger_counts, order_of,
                                  run_differs)
 from helpers import picture_table
 from symbiosis_nb.jobs import departures, make_job
@@ -194,7 +194,19 @@ def test_two_reports_of_one_claim_count_once(tmp_path):
     for name in ("pse_sample", "celeba_sample"): ledger.write(tmp_path/name)
     kept = kept_ledger(tmp_path)
     assert sorted(kept.id) == ["pse-08", "pse-08", "pse-14", "pse-14"] and ledger_counts(kept).loc["pse", "sample"] == "2 hold, 0 do not, 0 open"
-    assert "| pse-14 |" in kept_claims(tmp_path/"pse_sample")
+
+
+def test_verdicts_of_reports_stand_side_by_side(tmp_path):
+    "Only what one of the asked reports tests; the first of a column's reports counts"
+    ledgers = [Ledger("pse", "a set") for _ in range(3)]
+    ledgers[0].pattern("pse-14", [("gain − gain", fixed(.02))]); ledgers[1].pattern("pse-14", [("gain − gain", fixed(-.03))])
+    ledgers[1].fact("pse-08", True, "more", "more"); ledgers[2].fact("pse-09", True, "more", "more")
+    for name, ledger in zip(("a_sample", "b_sample", "c_sample"), ledgers): ledger.write(tmp_path/name)
+    kept = kept_ledger(tmp_path)
+    across = claims_across(kept, {"one": ["a_sample"], "other": ["b_sample", "a_sample"]}).set_index("id")
+    assert across.loc["pse-14", ["one", "other"]].tolist() == ["+2.00 holds", "-3.00 does not hold"]
+    assert across.loc["pse-08", ["one", "other"]].tolist() == ["", "holds"] and "pse-09" not in across.index
+    with pytest.raises(ValueError, match="d_sample"): claims_across(kept, {"nobody": ["d_sample"]})
 
 
 def test_the_reports_of_this_repository_are_read():
@@ -214,11 +226,11 @@ def test_a_row_that_nobody_registered_says_nothing_of_a_paper(tmp_path):
 def test_two_kept_reports_against_each_other():
     "Points, paired over the people of the test part; a report against itself is nothing"
     reports = ROOT/"reports"
-    shown = kept_difference(reports/"lfwa_official", reports/"lfwa_small_official")
+    shown = kept_difference(reports/"lfwa_short_official", reports/"lfwa_small_official")
     of = [{r.config["seed"]: metrics.accuracy(*r.predictions()).mean() for r in kept_runs(reports/n) if r.method == "avg_pool"}
-          for n in ("lfwa_official", "lfwa_small_official")]
+          for n in ("lfwa_short_official", "lfwa_small_official")]
     both = of[0].keys() & of[1].keys()   # seeds
     gap = 100*np.mean([of[0][s] - of[1][s] for s in both])
     assert both == {0, 1} and len(of[0]) == 3
     assert f"| Avg. pooling | {gap:+.2f} [" in shown and "Inception" not in shown
-    assert "| SSP | +0.00 [0.00, 0.00] | +0.00 [0.00, 0.00] |" in kept_difference(reports/"lfwa_official", reports/"lfwa_official")
+    assert "| SSP | +0.00 [0.00, 0.00] | +0.00 [0.00, 0.00] |" in kept_difference(reports/"lfwa_short_official", reports/"lfwa_short_official")

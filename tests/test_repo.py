@@ -48,7 +48,7 @@ def test_notebook_is_clean(path):
 
 
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d", p.name)]
-PAPERMILLED = [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("benchmark", "claims", "controls", "own_data", "strength", "cross")]
+PAPERMILLED = [p for p in NOTEBOOKS if p.name.startswith("reproduce") or p.stem in ("benchmark", "claims", "findings", "controls", "own_data", "strength", "cross")]
 
 
 def code_of(path, exported=False):
@@ -144,7 +144,7 @@ def test_papermilled_notebooks_define_nothing(path):
             assert not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda)), f"{path.name} defines {ast.unparse(node.targets[0])}"
 
 
-@pytest.mark.parametrize("path", [p for p in PAPERMILLED if p.stem != "claims"], ids=name)
+@pytest.mark.parametrize("path", [p for p in PAPERMILLED if p.stem not in ("claims", "findings")], ids=name)
 def test_reproduction_notebook(path):
     code = [c for c in cells(path) if c["cell_type"] == "code"]
     assert "parameters" in code[0]["metadata"].get("tags", []), "the first code cell must be tagged 'parameters', or papermill ignores every parameter"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'keep',
-           'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_runs', 'named_again']
+           'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_rows', 'kept_runs', 'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
@@ -209,12 +209,21 @@ def _copied(run, made, arrays, config=None, done=None):
     write_json(made/"done.json", done or run.done)
     return made
 
+def kept_rows(
+    report: str | Path,  # folder of a kept report
+) -> pd.DataFrame:       # one row a run: folder, method, seed, scores
+    "A report's runs.csv or, where only its parts have one, theirs in turn; raises `DataError` where there is none"
+    whole = as_path(report)/"runs.csv"
+    tables = [whole] if whole.is_file() else sorted(as_path(report).glob("*/runs.csv"))
+    if not tables: raise DataError(f"{report} has no runs.csv: is it the folder of a kept report?")
+    return pd.concat([pd.read_csv(t, dtype=dict(commit=str)) for t in tables], ignore_index=True)
+
 def kept_runs(
     report: str | Path,  # folder of a kept report, among others
-) -> list:               # `Run`s, as its runs.csv has them
+) -> list:               # `Run`s, as `kept_rows` has them
     "The runs behind a kept report, from its own predictions or those of a report that shares them"
     where = {p.name: p for p in sorted(as_path(report).parent.glob("*/predictions/*"))}
-    return [Run(where[row.folder], row.method) for row in pd.read_csv(as_path(report)/"runs.csv").itertuples()]
+    return [Run(where[row.folder], row.method) for row in kept_rows(report).itertuples()]
 
 def named_again(
     small: Run,          # from `keep_small`

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symbiosis_nb.kept import Run, kept_runs, mixed_order, score
+from symbiosis_nb.kept import Run, kept_rows, kept_runs, mixed_order, score
 from symbiosis_nb.recipes import make_profile
 
 REPORTS = Path(__file__).parents[1]/"reports"
@@ -42,8 +42,7 @@ def test_nobody_is_named(folder):
 @pytest.mark.parametrize("report", sorted({p.parents[1] for p in KEPT}), ids=lambda p: p.name)
 def test_every_row_of_a_report_has_its_predictions(report):
     "In its own folder, or in that of a report which shares the run. A row says what the run wrote itself or, where it was adopted, what its logits of three digits give"
-    rows = pd.read_csv(report/"runs.csv", dtype=dict(commit=str))
-    for row, r in zip(rows.itertuples(), kept_runs(report), strict=True):
+    for row, r in zip(kept_rows(report).itertuples(), kept_runs(report), strict=True):
         own = r.scores.AP.mean() == pytest.approx(row.AP, abs=1e-5)
         assert own or score(r.arrays, r.vocab).AP.mean() == pytest.approx(row.AP, abs=1e-5)
         assert r.done["fingerprint"]["commit"] == row.commit

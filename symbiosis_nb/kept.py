@@ -209,6 +209,7 @@ def _copied(run, made, arrays, config=None, done=None):
     write_json(made/"done.json", done or run.done)
     return made
 
+# %% ../nbs/24_kept.ipynb #95920e45
 def kept_rows(
     report: str | Path,  # folder of a kept report
 ) -> pd.DataFrame:       # one row a run: folder, method, seed, scores

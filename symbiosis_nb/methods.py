@@ -21,7 +21,7 @@ from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath
 from .models.backbones import Backbone, backbone
-from .models.controls import NormedAvgPool
+from .models.controls import NormedAvgPool, UnparsedSA
 from .models.gating import SSGNet
 from .models.ladder import BLAN
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
@@ -31,7 +31,7 @@ from .models.symbiotic import SANet
 from .needs.base import Need, get_need
 from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, constant, fine_tuning, hold_then_linear,  # people look for them here
                                   inverse, make_profile, one_cycle, poly, steps)
-from .vocab import AttributeVocab
+from .vocab import HELEN, AttributeVocab
 
 # %% ../nbs/30_methods.ipynb #449c5b7b
 def widened(
@@ -173,6 +173,7 @@ def _sa(b):
     shape = {} if b.backbone == "inception_v3" else dict(taps=(-2, -1), grid=-1, rates=(1, 2, 4, 6))
     return SANet(b.trunk(), b.n, b.n_regions, **{**shape, **b.options})
 
+def _sa_alone(b): return UnparsedSA(_sa(replace(b, n_regions=len(HELEN.names))))
 def _ssp(b): return SSPNet(b.trunk(), b.n, **b.options)
 def _naive(b): return NaiveNet(b.trunk(3 + b.n_regions), b.n)   # masks behind the picture
 
@@ -195,7 +196,9 @@ register(
     _symbiosis("sa", "SA", "Symbiotic Augmentation (SA)", _sa, needs="parsing", **INCEPTION),
 )
 register(_symbiosis("avg_pool_bn", "Avg. pooling behind a BN", None, lambda b: NormedAvgPool(b.trunk(), b.n), tables=(),
-                    note="Naive without its masks: a control, in no paper"), listed=False)
+                    note="Naive without its masks: a control, in no paper"),
+         replace(METHODS["sa"], name="sa_alone", title="SA without parsing", rows=(), needs=None, build=_sa_alone,
+                 note="SA's network and recipe without its parsing set: a control, in no paper"), listed=False)
 
 # %% ../nbs/30_methods.ipynb #1b32f89b
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, optimizer="plain_adam", schedule=steps, wd=0., augment=MIRROR)

@@ -16,7 +16,8 @@ from symbiosis_nb.published import PAPERS, golden
 from symbiosis_nb.runs import Predictor, build_model, run
 
 torch.set_num_threads(2)
-TRAINED = [m for m in METHODS.values() if m.build]
+CONTROLS = [get_method(n) for n in ("avg_pool_bn", "sa_alone")]
+TRAINED = [m for m in METHODS.values() if m.build] + CONTROLS
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath
 from .models.backbones import Backbone, backbone
-from .models.controls import NormedAvgPool, TemplateSSP, UnparsedSA
+from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
 from .models.gating import SSGNet
 from .models.ladder import BLAN
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
@@ -176,6 +176,7 @@ def _sa(b):
 def _sa_alone(b): return UnparsedSA(_sa(replace(b, n_regions=len(HELEN.names))))
 def _ssp(b): return SSPNet(b.trunk(), b.n, **b.options)
 def _ssp_template(b): return TemplateSSP(b.trunk(), b.n, b.n_regions, b.size, **b.options)
+def _ssp_grid(b): return GridSSP(b.trunk(), b.n, **b.options)
 def _naive(b): return NaiveNet(b.trunk(3 + b.n_regions), b.n)   # masks behind the picture
 
 register(
@@ -201,7 +202,9 @@ register(_symbiosis("avg_pool_bn", "Avg. pooling behind a BN", None, lambda b: N
          replace(METHODS["sa"], name="sa_alone", title="SA without parsing", rows=(), needs=None, build=_sa_alone,
                  note="SA's network and recipe without its parsing set: a control, in no paper"),
          replace(METHODS["ssp"], name="ssp_template", title="SSP, the mean face's regions", rows=(), build=_ssp_template,
-                 note="every picture gets the mean of the training pictures' masks: a control, in no paper"), listed=False)
+                 note="every picture gets the mean of the training pictures' masks: a control, in no paper"),
+         replace(METHODS["ssp"], name="ssp_grid", title="SSP, a grid of nine", rows=(), needs=None, build=_ssp_grid,
+                 note="three times three equal cells in place of regions: a control, in no paper"), listed=False)
 
 # %% ../nbs/30_methods.ipynb #1b32f89b
 BLAN_RECIPE = Recipe(lr=1e-3, epochs=20, bs=64, optimizer="plain_adam", schedule=steps, wd=0., augment=MIRROR)

@@ -128,14 +128,13 @@ def kept_gains(
     folder: str | Path,   # of an executed `strength`: levels.csv, gains.csv
     metric: str = "AP",
 ) -> str:                 # Markdown
-    "Levels of all methods and the paired gain with its interval, for every trunk and, where there are several, every share of the people"
+    "The baseline's level and every module's paired gain with its interval, for every trunk and, where there are several, every share of the people"
     levels, gains = (pd.read_csv(Path(folder)/f"{n}.csv") for n in ("levels", "gains"))
-    by, rows = ["trunk", "people"] if levels.people.nunique() > 1 else ["trunk"], []
-    several = gains.method.nunique() > 1
-    for r in gains[gains.metric == metric].itertuples():
-        at = {k: getattr(r, k) for k in by}
-        here = levels[(levels[by] == list(at.values())).all(axis=1)].set_index("method")[metric]
-        said = {"gain of": r.method} if several else {}
-        rows.append({k: f"{v:g} %" if k == "people" else v for k, v in at.items()} | here.map("{:.2f}".format).to_dict()
-                    | said | dict(gain=f"{r.gain:+.2f} [{r.low:.2f}, {r.high:.2f}]"))
+    by, several = ["trunk", "people"] if levels.people.nunique() > 1 else ["trunk"], gains.method.nunique() > 1
+    gains["said"], rows = [f"{g.gain:+.2f} [{g.low:.2f}, {g.high:.2f}]" for g in gains.itertuples()], []
+    for key, part in gains[gains.metric == metric].groupby(by, sort=False):
+        here = levels[(levels[by] == list(key)).all(axis=1)].set_index("method")[metric].map("{:.2f}".format)
+        at = {k: f"{v:g} %" if k == "people" else v for k, v in zip(by, key)}
+        gained = part.set_index("method").said.to_dict() if several else {"gain": part.said.item()}
+        rows.append(at | here.iloc[:1 if several else None].to_dict() | gained)
     return markdown(pd.DataFrame(rows).set_index("trunk"))

@@ -53,7 +53,7 @@ def joined_cost(
 
 def average_runs(job: Job, folder: Path, run_job: Callable):
     "Average the probabilities of the runs named by the method's `parts`; trains those that are missing"
-    parts = [run_job(job.of(name)) for name in job.method.parts]
+    parts = [run_job(job.of(name, seed=seed)) for name, seed in job.method.networks(job.seed)]
     finish(job, folder, mean_arrays(parts), parts[0].log.iloc[:0], None, joined_cost(parts), parts=[r.folder.name for r in parts])
 
 # %% ../nbs/32b_combine.ipynb #e0aa3f76

@@ -49,6 +49,7 @@ def test_shared_networks_count_once(data, tmp_path):
     table, parsing = data
     assert plan(["ssp", "ssg", "ssp_ssg"], table, "smoke", 1, tmp_path, parsing).rows.networks.tolist() == [2, 1, 0]
     assert plan(["avg_pool", "inception"], table, "smoke", 2, tmp_path).rows.networks.tolist() == [1, 0, 1, 0]   # one run serves both
+    assert plan(["avg_pool", "avg_pool_twice"], table, "smoke", 2, tmp_path).rows.networks.tolist() == [1, 1, 1, 1]   # of its two networks one is there
 
 
 def test_steps_are_those_of_the_training(data, tmp_path):

@@ -199,6 +199,20 @@ def test_averages_have_no_weights_to_start_from(tmp_path):
     with pytest.raises(ValueError, match="ssp, ssg"): run("ssp_ssg", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", start=tmp_path)
 
 
+def test_two_networks_of_one_method_differ_by_their_seeds(tmp_path):
+    "The first is the row of its own name; the second belongs to no other row; their mean is the combination's"
+    from symbiosis_nb.combine import mean_arrays
+    from symbiosis_nb.predictor import Predictor
+    table, how = picture_table(tmp_path/"pictures"), dict(profile="smoke", out=tmp_path/"runs")
+    both = run("avg_pool_twice", table, seed=1, **how)
+    each = [run("avg_pool", table, seed=s, **how) for s in (1, 1001)]
+    assert both.done["parts"] == [r.folder.name for r in each] and {r.news for r in each} == {"read"}
+    assert not np.array_equal(each[0].predictions()[0], each[1].predictions()[0])
+    np.testing.assert_array_equal(both.predictions()[0], mean_arrays(each)["test_selected"])
+    asked = [Predictor.load(r.folder)(table.paths[0], aligned=True).to_numpy() for r in (both, *each)]
+    np.testing.assert_allclose(asked[0], (asked[1] + asked[2])/2, atol=1e-6)
+
+
 def test_no_epoch_measures_the_start_as_it_is(tmp_path):
     "On the same pictures the same logits; on another set's test part, without a training there"
     from dataclasses import replace

@@ -116,9 +116,9 @@ def looks(
     return lambda x: attention(whole.model, x, *whole.extras(x))
 
 def can_look(r: Run) -> bool:
-    "Whether a run's model looks at the picture, the whole picture, alone"
+    "Whether a run's model looks at the picture, the whole picture, alone, and is here"
     m = method_of(r.config)
-    return m.need.alone and not (m.parts or m.chain)
+    return m.need.alone and not (m.parts or m.chain) and r.has_weights
 
 # %% ../nbs/40_localize.ipynb #d8845e1e
 def margin_of(r: Run) -> float:

@@ -56,7 +56,7 @@ def region_weights(r: Run, table: AttributeTable, limit: int = 200) -> torch.Ten
 
 def atlas_panels(runs: list, table: AttributeTable | None, limit: int) -> dict:  # title -> weights, rows, columns
     "What an atlas of these runs shows: SSP's mean weights, SA's two kernels"
-    first, panels = {r.method: r for r in reversed(runs)}, {}
+    first, panels = {r.method: r for r in reversed(runs) if r.has_weights}, {}
     if table is not None and (r := first.get("ssp")):
         panels["SSP, mean weights"] = region_weights(r, table, limit), r.config["attributes"], region_names(r)
     if r := first.get("sa"):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'with_weights',
-           'keep', 'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_rows', 'kept_runs', 'named_again']
+           'one_a_seed', 'keep', 'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_rows', 'kept_runs',
+           'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
@@ -152,6 +153,19 @@ def with_weights(
     without = [f"{r.method} (seed {r.config['seed']})" for r in runs if not r.has_weights]
     if without: print(f"No weights here, as of rows adopted from a report: {', '.join(without)}. What looks into a network leaves them out.")
     return [r for r in runs if r.has_weights]
+
+# %% ../nbs/24_kept.ipynb #a9f7b8e2
+def one_a_seed(
+    runs: list,   # `Run`s that are rows together
+):
+    "Raise `DataError` where a method has a seed twice"
+    seen = {}
+    for r in runs:
+        row = r.method, r.config["seed"]
+        if row in seen:
+            raise DataError(f"{r.method} is here twice with seed {r.config['seed']}: {seen[row]} and {r.folder}. "
+                            "Leave one out, or tell them apart by a name: Run(folder, 'mine')")
+        seen[row] = r.folder
 
 # %% ../nbs/24_kept.ipynb #bfb50434
 def keep(

@@ -21,7 +21,7 @@ from .data.tables import AttributeTable
 from .localize import true_labels
 from .methods import METHODS, find_method
 from .published import golden, own_spelling
-from .runs import Run, score  # noqa: people look for `score` here
+from .kept import Run, one_a_seed, score  # noqa: people look for `score` here
 from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, data_kind, joined, kind_of, learnt_from, made_how, markdown, opening,  # noqa: and for these
                                   over_seeds, p_text, percent, points, precisions, seeds_said, span)
 
@@ -35,6 +35,7 @@ class Card:
     baseline: str = "avg_pool"
     fine_tuned: tuple = ()     # the same methods and seeds, gone on with balanced loss (`methods.fine_tuning`)
     dataset: str = "CelebA"    # whose printed numbers stand beside, as in `published`: CelebA, LFWA, ...; "": nobody's
+    def __post_init__(self): one_a_seed(self.runs)
 
     @property
     def methods(self) -> list: return list(dict.fromkeys(r.method for r in self.runs))
@@ -170,8 +171,7 @@ def score_row(self: Card, method: str) -> dict:
 @patch
 def scores(self: Card) -> pd.DataFrame:
     "Mean scores with 95 % intervals (see `covers`), spread over seeds, the best mean AP first; above them the reference rows"
-    rows = [*self.reference_rows(), *map(self.score_row, self.ranked)]
-    return pd.DataFrame(rows).set_index("method").fillna("")
+    return pd.DataFrame([*self.reference_rows(), *map(self.score_row, self.ranked)]).set_index("method").fillna("")
 
 # %% ../nbs/50_report.ipynb #46543805
 @patch

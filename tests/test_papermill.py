@@ -23,14 +23,15 @@ def cache(tmp_path_factory): return tmp_path_factory.mktemp("cache")
 
 
 def test_smoke_from_another_folder(tmp_path, cache):
-    done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "methods", "avg_pool inception ssp", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "methods", "avg_pool inception ssp", "-p", "once", "avg_pool_twice", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path/"results"/"celeba.html").read_text()
     assert "synthetic" in page and "Avg. pooling" in page and "src=\"http" not in page
     cells = json.loads((tmp_path/"out.ipynb").read_text())["cells"]
     first = next("".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream")
     assert "synthetic" in first.splitlines()[0], "the first line must say that the faces are synthetic"
-    assert len(list((tmp_path/"results"/"runs").glob("*/done.json"))) == 3  # two methods (one run serves two rows) and the parser
+    assert len(list((tmp_path/"results"/"runs").glob("*/done.json"))) == 5  # two methods (one run serves two rows), the parser, an average and its second network
+    assert "Avg. pooling, two" in page
     assert (tmp_path/"results"/"celeba"/"localisation.csv").is_file() and "Where the models look" in page
 
 
@@ -48,7 +49,7 @@ def test_unknown_parameter_is_refused(tmp_path, cache):
     assert done.returncode != 0 and "unknown parameter profil" in done.stderr
 
 
-@pytest.mark.parametrize("name, asked, says", [("celeba", ["methods", "avg_pol ssp"], "did you mean avg_pool?"), ("lfwa", ["seeds", 0], "1 or more, not 0"), ("pse", ["profile", "paper"], "weights that no package brings")])
+@pytest.mark.parametrize("name, asked, says", [("celeba", ["methods", "avg_pol ssp"], "did you mean avg_pool?"), ("celeba", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["seeds", 0], "1 or more, not 0"), ("pse", ["profile", "paper"], "weights that no package brings")])
 def test_what_cannot_be_meant_is_refused_before_data(name, asked, says, tmp_path, cache):
     done = papermill(ROOT/"nbs"/f"reproduce_{name}.ipynb", tmp_path/"out.ipynb", "-p", *asked, cwd=tmp_path, cache=tmp_path/"empty")
     assert done.returncode != 0 and says in done.stderr and not (tmp_path/"empty"/"synthetic").exists()

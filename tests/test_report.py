@@ -9,6 +9,7 @@ import pytest
 
 from helpers import picture_table
 from symbiosis_nb import metrics, report, stats
+from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import synthetic_root
 from symbiosis_nb.data.synthetic import make_faces, make_parsing
 from symbiosis_nb.kept import keep_small
@@ -110,6 +111,13 @@ def test_tests_use_every_seed(seeded, monkeypatch):
     row = seeded.comparisons().iloc[0]
     assert len(used) == 2 and row["attributes that differ"] == 0, "an attribute that differs one way on one seed and the other way on the next does not differ"
     with pytest.raises(ValueError, match="no seed in common"): Card([seeded.runs[0], seeded.runs[3]], seeded.table, 10).difference("avg_pool", "spp_net")
+
+
+def test_a_seed_stands_once_in_a_row(seeded):
+    "Two trainings of one method and seed would be taken for two seeds, and narrow the interval"
+    first = seeded.runs[0]
+    with pytest.raises(DataError, match=f"{first.method} is here twice with seed {first.config['seed']}"): Card([first, Run(first.folder)], seeded.table, 10)
+    assert Card([first, Run(first.folder, "again")], seeded.table, 10).methods == [first.method, "again"]
 
 
 def test_claims_are_judged_as_the_papers_make_them():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run', 'with_weights',
-           'one_a_seed', 'keep', 'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_rows', 'kept_runs',
+           'check_rows', 'keep', 'keep_helper', 'mixed_order', 'nameless', 'keep_small', 'kept_rows', 'kept_runs',
            'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
@@ -155,17 +155,24 @@ def with_weights(
     return [r for r in runs if r.has_weights]
 
 # %% ../nbs/24_kept.ipynb #a9f7b8e2
-def one_a_seed(
-    runs: list,   # `Run`s that are rows together
+def check_rows(
+    runs: list,   # `Run`s, one row a method
 ):
-    "Raise `DataError` where a method has a seed twice"
-    seen = {}
+    "Raise `DataError` where a method has a seed twice, or seeds that were trained differently"
+    rows = {}   # method -> its runs so far
     for r in runs:
-        row = r.method, r.config["seed"]
-        if row in seen:
-            raise DataError(f"{r.method} is here twice with seed {r.config['seed']}: {seen[row]} and {r.folder}. "
-                            "Leave one out, or tell them apart by a name: Run(folder, 'mine')")
-        seen[row] = r.folder
+        before = rows.setdefault(r.method, [])
+        same = [b for b in before if b.config["seed"] == r.config["seed"]]
+        differs = sorted(_settings(r).items() - _settings(before[0]).items()) if before else []
+        if same: said = f"is here twice with seed {r.config['seed']}: {same[0].folder} and {r.folder}"
+        elif differs: said = f"was trained in two ways: {before[0].folder}, and {r.folder} with {', '.join(f'{k}={v}' for k, v in differs)}"
+        else: before.append(r); continue
+        raise DataError(f"{r.method} {said}. Leave one out, or tell them apart by a name: Run(folder, 'mine')")
+
+def _settings(r):
+    "What a run was trained with, as `name: text`"
+    profile = r.config.get("profile", {}) | dict(options=r.config.get("options"))
+    return {k: str(v) for k, v in (profile | (profile.get("recipe") or {})).items() if k != "recipe"}
 
 # %% ../nbs/24_kept.ipynb #bfb50434
 def keep(

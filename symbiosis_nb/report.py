@@ -21,7 +21,7 @@ from .data.tables import AttributeTable
 from .localize import true_labels
 from .methods import METHODS, find_method
 from .published import golden, own_spelling
-from .kept import Run, one_a_seed, score  # noqa: people look for `score` here
+from .kept import Run, check_rows, score  # noqa: people look for `score` here
 from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, data_kind, joined, kind_of, learnt_from, made_how, markdown, opening,  # noqa: and for these
                                   over_seeds, p_text, percent, points, precisions, seeds_said, span)
 
@@ -35,7 +35,7 @@ class Card:
     baseline: str = "avg_pool"
     fine_tuned: tuple = ()     # the same methods and seeds, gone on with balanced loss (`methods.fine_tuning`)
     dataset: str = "CelebA"    # whose printed numbers stand beside, as in `published`: CelebA, LFWA, ...; "": nobody's
-    def __post_init__(self): one_a_seed(self.runs)
+    def __post_init__(self): check_rows(self.runs)
 
     @property
     def methods(self) -> list: return list(dict.fromkeys(r.method for r in self.runs))

@@ -60,7 +60,8 @@ def learned_from(self: Job) -> list:
 
 def _parsing(job):
     "The parsing set, where the method learns from it"
-    if job.parsing is None or not (job.method.need.parses or job.method.parts): return None
+    asked = [get_method(p) for p in job.method.parts] or [job.method]
+    if job.parsing is None or not any(m.need.parses for m in asked): return None
     return dict(name=job.parsing.name, digest=job.parsing.digest, regions=list(job.parsing.regions.names))
 
 # %% ../nbs/31f_jobs.ipynb #55a16bbb

@@ -238,6 +238,13 @@ def test_options_that_nothing_reads_are_refused(table):
     assert make_job("g2s_1", table, "smoke", options=dict(scheme="e")).options["scheme"] == "e"
 
 
+def test_an_average_learns_from_regions_only_where_a_part_does(table):
+    from symbiosis_nb.data.sources import open_parsing
+    parsing = open_parsing(profile="smoke")
+    learnt = {m: make_job(m, table, "smoke", parsing=parsing).learned_from for m in ("avg_pool_twice", "ssp_ssg")}
+    assert learnt == dict(avg_pool_twice=[table.name], ssp_ssg=[table.name, parsing.name])
+
+
 def test_an_attribute_that_training_never_shows_is_named(table):
     known = table.known.copy(); known[table.split == "train", 5] = False
     with pytest.warns(UserWarning, match=table.names[5]): make_job("avg_pool", replace(table, known=known), "smoke")

@@ -241,7 +241,7 @@ def test_options_that_nothing_reads_are_refused(table):
 def test_an_average_learns_from_regions_only_where_a_part_does(table):
     from symbiosis_nb.data.sources import open_parsing
     parsing = open_parsing(profile="smoke")
-    learnt = {m: make_job(m, table, "smoke", parsing=parsing).learned_from for m in ("avg_pool_twice", "ssp_ssg")}
+    learnt = {m: make_job(m, table, "smoke", parsing=parsing).learned_from() for m in ("avg_pool_twice", "ssp_ssg")}
     assert learnt == dict(avg_pool_twice=[table.name], ssp_ssg=[table.name, parsing.name])
 
 

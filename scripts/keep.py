@@ -3,7 +3,7 @@
     python scripts/keep.py EXECUTED.ipynb NAME [FOLDER]   # reports/NAME.ipynb; of FOLDER, what the notebook wrote: NAME.html, NAME/*.csv, NAME/predictions
 
 FOLDER is the notebook's `out`; its tables lie in a folder, and its page beside it, both called as the notebook's report is (`FOLDER/lfwa`, `FOLDER/lfwa.html`).
-A run that another kept report has already is not kept twice, one that was adopted from a report keeps its name there. Look at every figure before you commit: no picture of a real data set may be in it."""
+A run that a kept report has already is not kept twice (what its network has shown since is added), one that was adopted from a report keeps its name there. Look at every figure before you commit: no picture of a real data set may be in it."""
 import base64
 import io
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from symbiosis_nb.kept import Run, keep_small
+from symbiosis_nb.kept import Run, keep_readings, keep_small
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r'<a href="[^"]*">Open the report: ([^<]*)\.html</a>')
@@ -77,14 +77,16 @@ def keep_folder(out: Path, report: str, name: str):
     source, there = out/report, ROOT/"reports"/name
     there.mkdir(parents=True, exist_ok=True)
     if (page := out/f"{report}.html").is_file(): shutil.copy(page, there.with_suffix(".html"))
-    have = {p.name for p in (ROOT/"reports").glob("*/predictions/*")}
+    have = {p.name: p for p in (ROOT/"reports").glob("*/predictions/*")}
     for table in source.rglob("*.csv"):
         (copy := there/table.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(table, copy)
         if table.name != "runs.csv": continue
         for called, r in behind(table, out).items():
             copy.write_text(copy.read_text(encoding="utf-8").replace(r.folder.name, called), encoding="utf-8")
-            if called not in have and "synthetic" not in r.config["data"]: keep_small(r, there/"predictions")
+            if "synthetic" in r.config["data"]: continue
+            if called in have: keep_readings(r, have[called])
+            else: keep_small(r, there/"predictions")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['grad_cam', 'attention', 'pointing', 'overlap', 'centre_prior', 'localisation', 'looks', 'can_look', 'margin_of',
-           'seen_cues', 'unseen', 'last_maps', 'true_labels', 'localisation_table']
+           'seen_cues', 'unseen', 'last_maps', 'reading', 'tested_on', 'every_row', 'true_labels', 'localisation_table']
 
 # %% ../nbs/40_localize.ipynb #c41cc081
 from pathlib import Path
@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import DataError, default_device, progress
+from .code import source_digest
+from .core import DataError, default_device, digest, progress
 from .data.loaders import Field, attribute_loader
 from .data.pixels import WHOLE, box_view, pixel_store
 from .data.sources import synthetic_root
 from .data.synthetic import clean_labels, read_faces
 from .data.tables import AttributeTable
 from .methods import method_of
-from .kept import Run
+from .kept import Run, keep_arrays
 from .predictor import load_model
 
 # %% ../nbs/40_localize.ipynb #959ff6f6
@@ -158,6 +159,31 @@ def last_maps(folder: str | Path, x: Tensor) -> Tensor:  # (B, C, h, w)
     whole = load_model(folder)
     with _Keep(getattr(whole.model, "last", None) or whole.model.backbone.stages[-1]) as last: whole(x)
     return last.out
+
+# %% ../nbs/40_localize.ipynb #621cb085
+def reading(
+    r: Run,
+    name: str,     # what is read, as "locality"
+    ask,           # () -> arrays by name, from the run's network; one row a picture of a part where the name begins with it, as "test_locality"
+    *of,           # what else decides the answer: numbers, names, functions that `ask` calls
+) -> dict:         # as `ask` gives it
+    "What a run's network shows, asked once and kept beside the run; raises `NoWeights` where it cannot be asked and never was"
+    what = [source_digest(o) if callable(o) else o for o in (ask, *of)]
+    file = r.folder/"readings"/f"{name}-{digest(*what)[:8]}.npz"
+    if not file.is_file(): keep_arrays(file, ask())
+    return r.arrays_of(f"readings/{file.stem}")
+
+def tested_on(table: AttributeTable) -> list:
+    "The file names of a table's test part, in order: of what else decides a reading"
+    return [Path(table.paths[i]).name for i in np.flatnonzero(table.split == "test")]
+
+def every_row(
+    r: Run,
+    values: np.ndarray,   # of the first pictures of the test part
+) -> np.ndarray:          # of all of them, NaN where nothing was asked
+    "One value per test picture"
+    rest = np.full((len(r.predictions()[0]) - len(values), *values.shape[1:]), np.nan, values.dtype)
+    return np.concatenate([values, rest])
 
 # %% ../nbs/40_localize.ipynb #acbdf1fd
 def true_labels(

@@ -72,11 +72,13 @@ def test_figures_of_the_users_own_pictures(tmp_path, cache):
         assert done.returncode == 0, done.stderr[-2000:]
         page = (tmp_path/"results"/"celeba.html").read_text()
         assert ("(Figure 2)" in page) == ("(Figure 6)" in page) == there
+    claims = (tmp_path/"results"/"celeba"/"claims.csv").read_text()
     for weights in (tmp_path/"results"/"runs").glob("[!p]*/model.safetensors"): weights.unlink()   # as of runs that were adopted
     done = papermill(NOTEBOOK, tmp_path/"out.ipynb", *roots, "-p", "pictures", "True", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-2000:]
     page, said = (tmp_path/"results"/"celeba.html").read_text(), (tmp_path/"out.ipynb").read_text()
     assert "(Figure 6)" not in page and "No weights here, as of rows adopted from a report: avg_pool (seed 0), ssp (seed 0)" in said
+    assert "symbiosis-28" in claims and (tmp_path/"results"/"celeba"/"claims.csv").read_text() == claims   # local channels: asked before
 
 
 @pytest.mark.slow

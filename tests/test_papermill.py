@@ -82,6 +82,21 @@ def test_figures_of_the_users_own_pictures(tmp_path, cache):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name, more", [("blan", ["experiments", "classifiers cost"]), ("pse", ["lfwa_methods", ""])])
+def test_what_a_network_showed_outlives_its_weights(name, more, tmp_path, cache):
+    "A reproduction over runs as they are adopted, without weights: every claim is tested as before"
+    make_faces(tmp_path/"celeba", 160)
+    rest = ["-p", "profile", "smoke", "-p", "data_root", tmp_path/"celeba", "-p", *more, "-p", "out", tmp_path/"results"]
+    claims = []
+    for again in (False, True):
+        done = papermill(ROOT/"nbs"/f"reproduce_{name}.ipynb", tmp_path/"out.ipynb", *rest, cwd=tmp_path, cache=cache)
+        assert done.returncode == 0, done.stderr[-2000:]
+        claims.append((tmp_path/"results"/name/"claims.csv").read_text())
+        for weights in (tmp_path/"results"/"runs").glob("*/model.safetensors"): weights.unlink()
+    assert len(claims[0].splitlines()) > 2 and claims[1] == claims[0]
+
+
+@pytest.mark.slow
 def test_the_large_set_of_lfwa_has_settings_of_its_own(tmp_path, cache):
     done = papermill(ROOT/"nbs"/"reproduce_lfwa.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke epochs=3", "-p", "large", "epochs=2", "-p", "methods", "avg_pool", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -379,7 +379,8 @@ def _kept(path: Path) -> pd.DataFrame:
     "One kept `claims.csv` as rows of the ledger"
     frame = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False)
     name, _, on = path.parent.name.rpartition("_")
-    return frame.assign(report=path.parent.name, measured_on=on if name else "machine")
+    of_lfwa = frame.data.str.startswith("LFWA") & (on == "46k")   # a report of both sets, its claim of LFWA's official part
+    return frame.assign(report=path.parent.name, measured_on=np.where(of_lfwa, "official", on if name else "machine"))
 
 def kept_ledger(
     root: str | Path,    # folder of kept reports, each a folder that ends in what it was measured on: "..._synthetic", "..._sample"

@@ -215,6 +215,7 @@ def difference_bars(
     return fig
 
 # %% ../nbs/41_plot.ipynb #eccfb293
+MARKS = "osD^v"   # one a set
 VERDICTS = {"holds": "#1b7837", "does not hold": "#b2182b", "cannot tell": "#888888"}
 
 def own_rows(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -226,7 +227,7 @@ def own_rows(ledger: pd.DataFrame) -> pd.DataFrame:
 def forest_legend(ax, sets: list):
     "Marks for the sets, colours for the verdicts"
     for k, name in enumerate(sets):
-        ax.plot([], [], "osD"[k % 3], color="black", mfc="black" if k == 0 else "white", ms=4.5, label=name)
+        ax.plot([], [], MARKS[k % len(MARKS)], color="black", mfc="black" if k == 0 else "white", ms=4.5, label=name)
     for name, colour in VERDICTS.items(): ax.plot([], [], color=colour, lw=3, label=name)
     ax.legend(ncol=5, loc="lower right", bbox_to_anchor=(1, 1), fontsize=7.5, columnspacing=1)
 
@@ -243,7 +244,7 @@ def claim_forest(
         low, high = map(float, row.interval.strip("[]").split(","))
         y = len(claims) - 1 - claims.index(row.claim) + .28*((len(sets) - 1)/2 - k)
         ax.plot([low, high], [y, y], color=colour, lw=1.2)
-        ax.plot(float(row.difference), y, "osD"[k % 3], ms=4.5, color=colour, mfc=colour if k == 0 else "white")
+        ax.plot(float(row.difference), y, MARKS[k % len(MARKS)], ms=4.5, color=colour, mfc=colour if k == 0 else "white")
     ax.set_yticks(range(len(claims))[::-1], claims, fontsize=7.5)
     ax.set_ylim(-.6, len(claims) - .4); ax.set_xlabel("difference (points)")
     forest_legend(ax, sets)

@@ -125,8 +125,9 @@ class Selection(Callback):
         names = self.recorder.metric_names[1:-1]  # without epoch and time
         if self.monitor not in names: return
         value = self.recorder.values[-1][names.index(self.monitor)]
-        if value > self.best or (self.weights is None and math.isnan(value)):
-            self.best, self.epoch_of_best = value, self.epoch
+        undefined = math.isnan(value) and self.best == -math.inf   # nobody to find in the validation part: the newest weights
+        if value > self.best or undefined:
+            self.best, self.epoch_of_best = self.best if undefined else value, self.epoch
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
 # %% ../nbs/28_callbacks.ipynb #cac12a89

@@ -9,6 +9,7 @@ __all__ = ['AS_EQUAL', 'ALSO', 'COLUMNS', 'NOT_TESTED', 'NEEDS', 'Mean', 'Scored
 
 # %% ../nbs/52_claims.ipynb #a1f92333
 import json, re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +18,11 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import plot, published, stats
-from .core import atomic_write
+from .core import DataError, atomic_write
 from .jobs import departures
 from .methods import METHODS, find_method
 from .published import PAPERS
-from .kept import kept_runs
+from .kept import check_pictures, check_rows, kept_runs
 from .report import HEADLINE, Card, markdown, over_seeds, points, span
 
 # %% ../nbs/52_claims.ipynb #5967cfbd
@@ -126,9 +127,12 @@ def scored_runs(
     data: str = "",
     replicates: int = 1000,
 ) -> Scored:
-    "`Scored` of named lists of runs"
-    first = next(iter(rows.values()))[0]
-    predictions = {(name, r.config["seed"]): r.predictions() for name, runs in rows.items() for r in runs}
+    "`Scored` of named lists of runs; raises `DataError` for runs on different pictures, and for a seed that a row has twice"
+    every = [((name, r.config["seed"]), r) for name, runs in rows.items() for r in runs]
+    check_pictures([r for _, r in every])
+    if twice := [f"{name} (seed {seed})" for (name, seed), n in Counter(key for key, _ in every).items() if n > 1]:
+        raise DataError(f"one row, one run a seed: twice there is {', '.join(twice)}")
+    first, predictions = every[0][1], {key: r.predictions() for key, r in every}
     return Scored(predictions, first.config["attributes"], first.clusters, draw, replicates, rows, data or first.config["data"])
 
 # %% ../nbs/52_claims.ipynb #9af9a831
@@ -158,7 +162,7 @@ def order_of(
 def slack(low: float, high: float, kind: str, margin: float | None) -> float:
     "How far an interval is from leaving what its rule allows; negative when it does"
     if kind == "greater": return low
-    return margin - high if kind == "not better" else margin - max(-low, high)
+    return min(margin - high, -low) if kind == "not better" else margin - max(-low, high)
 
 def within(values: np.ndarray, kind: str, margin: float | None) -> np.ndarray:
     "Whether a replicate agrees with its rule"
@@ -185,8 +189,10 @@ def judge(
     each = [stats.verdict(l, h, k, gap, margin) for l, h, k in zip(low, high, kinds)]
     whole = each[0] if len(parts) == 1 else stats.joint_verdict(each)
     moved = (drawn - np.nanmean(drawn, 0) + values)[~np.isnan(drawn).any(1)]
-    agree = np.all([within(d, k, margin) for d, k in zip(moved.T, kinds)], 0).mean()
-    weakest = int(np.argmin([slack(l, h, k, margin) for l, h, k in zip(low, high, kinds)]))
+    limits = [0. if k == "not better" and l > 0 else margin for l, k in zip(low, kinds)]   # one that is surely better is not within the margin
+    agree = np.all([within(d, k, m) for d, k, m in zip(moved.T, kinds, limits)], 0).mean()
+    order = [(v != "does not hold", slack(l, h, k, margin)) for v, l, h, k in zip(each, low, high, kinds)]   # one that fails goes before one that is open
+    weakest = order.index(min(order))
     return dict(difference=f"{100*values[weakest]:+.2f}", interval=span(low[weakest], high[weakest]),
                 seeds=min(len(m.by_seed) for m in means),
                 verdict=undefined if open_parts and whole != "does not hold" else whole, together=f"{agree:.0%}" if len(moved) else "",
@@ -264,10 +270,11 @@ def shown(self: Ledger, rows: list | None = None) -> pd.DataFrame:
 def write(self: Ledger, folder: str | Path) -> Path:
     "All claims so far as `claims.csv`, comparisons of our own as `own_comparisons.csv`"
     for name, rows in (("claims", self.rows), ("own_comparisons", self.others)):
-        if not rows: continue
+        file = Path(folder)/f"{name}.csv"
+        if not rows: file.unlink(missing_ok=True); continue   # of an earlier run that asked something
         frame = pd.DataFrame(rows)
         if name == "claims": frame = frame.reindex(columns=COLUMNS)
-        with atomic_write(Path(folder)/f"{name}.csv") as tmp: frame.to_csv(tmp)
+        with atomic_write(file) as tmp: frame.to_csv(tmp)
     return Path(folder)
 
 # %% ../nbs/52_claims.ipynb #27d8834a
@@ -434,8 +441,8 @@ def kept_difference(
     "The runs of one kept report less those of another, method by method, points, with intervals over people and the seeds that both have"
     of = []
     for folder in (first, second):
-        of.append({})
-        for r in kept_runs(folder): of[-1].setdefault(r.method, []).append(r)
+        of.append({}); runs = kept_runs(folder); check_rows(runs)
+        for r in runs: of[-1].setdefault(r.method, []).append(r)
     common = [m for m in of[0] if m in of[1] and not getattr(find_method(m), "same_as", "")]
     scored = scored_runs({(m, i): runs[m] for i, runs in enumerate(of) for m in common})
     found = {metric: scored(metric) for metric in metrics}

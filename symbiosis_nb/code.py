@@ -36,6 +36,7 @@ def source_digest(
     thing,       # a function or a class
 ) -> str:        # 16 hexadecimal digits
     "A digest of what a function or class does: its code without comments, docstrings and layout; its bytecode where there is no source"
+    thing = inspect.unwrap(thing)   # what a decorator, as `torch.no_grad()`, is around
     nodes = [n for n in ast.walk(ast.parse(_source(thing) or "")) if _starts_at(n, thing)]
     return digest([plain_code(n) for n in nodes]) if nodes else digest(_bytecode(thing))
 
@@ -100,6 +101,7 @@ def _collect(thing, rooms: set, own: dict):
         for t in thing: _collect(t, rooms, own)
         return
     if not (inspect.isfunction(thing) or inspect.isclass(thing)): return
+    thing = inspect.unwrap(thing)
     module, name = thing.__module__ or "", f"{thing.__module__}.{thing.__qualname__}"
     if module.startswith("symbiosis_nb.models."): rooms.add(module)
     elif name not in own and not _installed(module):

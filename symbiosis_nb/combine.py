@@ -31,9 +31,15 @@ from .vocab import AttributeVocab
 def mean_arrays(
     parts: list,  # finished runs on one table
 ) -> dict:        # as `Run.arrays`
-    "The first run's arrays, with the logits of the mean probability of all"
+    "The first run's arrays, with the logits of the mean probability of all; raises `DataError` when they saw different images"
+    _same_images(parts, "average")
     mean = lambda k: _logit(np.mean([_probability(r.arrays[k]) for r in parts], 0)).astype(np.float32)
     return {k: mean(k) if k.endswith(("_last", "_selected")) else v for k, v in parts[0].arrays.items()}
+
+def _same_images(runs, what):
+    names = [r.arrays.get("test_names", r.arrays["test_targets"][:, 0]) for r in runs]   # a small copy has no names
+    if any(len(n) != len(names[0]) or "test_names" in r.arrays and (n != names[0]).any() for r, n in zip(runs, names)):
+        raise DataError(f"the networks of this {what} saw different test images: delete their folders and run again")
 
 def _probability(logits): return 1/(1 + np.exp(-logits.astype(np.float64)))
 def _logit(p): p = np.clip(p, 1e-7, 1 - 1e-7); return np.log(p/(1 - p))
@@ -54,7 +60,8 @@ def joined_cost(
 def average_runs(job: Job, folder: Path, run_job: Callable):
     "Average the probabilities of the runs named by the method's `parts`; trains those that are missing"
     parts = [run_job(job.of(name, seed=seed)) for name, seed in job.method.networks(job.seed)]
-    finish(job, folder, mean_arrays(parts), parts[0].log.iloc[:0], None, joined_cost(parts), parts=[r.folder.name for r in parts])
+    finish(job, folder, mean_arrays(parts), parts[0].log.iloc[:0], None, joined_cost(parts), parts=[r.folder.name for r in parts],
+           bad_images=parts[0].done["bad_images"])
 
 # %% ../nbs/32b_combine.ipynb #e0aa3f76
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
@@ -211,8 +218,7 @@ def gather_columns(
 ) -> dict:
     "One set of arrays from the columns of many runs; raises `DataError` when they saw different images"
     first = joint or next(iter(runs.values()))
-    if any(len(r.arrays["test_targets"]) != len(first.arrays["test_targets"]) for r in runs.values()):
-        raise DataError("the networks of this chain saw different test images: delete their folders and run again")
+    _same_images([first, *runs.values()], "chain")
     column = lambda key, t, n: runs[n].arrays[key][:, 0] if n in runs else joint.arrays[key][:, t]
     per_attribute = [k for k in first.arrays if k.endswith(("_last", "_selected", "_targets"))]
     return {**first.arrays, **{k: np.stack([column(k, t, n) for t, n in enumerate(names)], 1) for k in per_attribute}}

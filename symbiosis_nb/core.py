@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['NO_LOCKS', 'WAITING', 'PACKAGES', 'CACHE_HINT', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_json', 'read_json', 'has_locks', 'folder_lock',
-           'default_device', 'digest', 'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'in_notebook',
-           'NotebookBar', 'progress', 'Line', 'Stopped', 'refuse_unknown']
+           'default_device', 'digest', 'told_apart', 'file_said', 'git_commit', 'hardware', 'fingerprint', 'cache_dir',
+           'quiet', 'in_notebook', 'NotebookBar', 'progress', 'Line', 'Stopped', 'refuse_unknown']
 
 # %% ../nbs/00_core.ipynb #d89184b9
 import ast, ctypes, errno, hashlib, html, io, json, os, platform, random, re, socket, subprocess, sys, time
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -214,6 +215,25 @@ def digest(
     h = hashlib.sha256()
     for x in things: _feed(h, x); h.update(b"|")
     return h.hexdigest()[:16]
+
+def told_apart(
+    who,             # (N,) numbers of people; below 0: unknown
+) -> np.ndarray:     # (N,)
+    "Everyone whom nobody knows as a person of their own, with a number below 0"
+    who = np.asarray(who)
+    return np.where(who < 0, -np.arange(len(who)) - 1, who)
+
+def file_said(
+    file: str | Path,
+) -> str:            # for example "vgg.pth 0123abcd"; a name alone where there is no such file
+    "A file by its name and what is in it: another file in its place is another one"
+    path = Path(file)
+    if not path.is_file(): return path.name
+    stat = path.stat()
+    return f"{path.name} {_file_digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns)[:8]}"
+
+@lru_cache
+def _file_digest(path, size, changed): return digest(Path(path).read_bytes())
 
 # %% ../nbs/00_core.ipynb #55e228d0
 PACKAGES = "symbiosis_nb torch torchvision fastai timm numpy pandas scikit-learn pillow".split()

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from .checks import check_crops, check_data, check_options, check_settings, check_tables, own_networks
 from .code import code_digest, function_name
-from .core import DataError, as_path, digest
+from .core import DataError, as_path, digest, file_said
 from .data.columns import plain_size
 from .data.tables import AttributeTable
 from .kept import Run
@@ -24,7 +24,7 @@ from .losses import balance_weights
 from .methods import METHODS, OURS, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import NATIVE, Need, uses_native
-from .recipes import Profile, fine_tuning, make_profile
+from .recipes import Profile, fine_tuning, make_profile, read_settings
 from .vocab import BERKELEY, CELEBA, HELEN, WIDER
 
 # %% ../nbs/31f_jobs.ipynb #f7014aa1
@@ -69,13 +69,15 @@ def _parsing(job):
 def settings(self: Job) -> dict:
     "The profile as JSON takes it, without what the method does not use"
     p, m = self.profile, self.method
-    plain = dict(name=p.name, size=list(p.size), backbone=p.backbone, width=p.width, weights=p.weights and str(p.weights), stride=p.stride,
+    plain = dict(name=p.name, size=list(p.size), backbone=p.backbone, width=p.width, weights=p.weights and _weights_said(p.weights), stride=p.stride,
                  recipe=p.recipe.plain(), limit=p.limit, parser=p.parser, parser_recipe=p.parser_recipe.plain(),
                  mask_share=p.mask_share, precision=p.precision, augment=p.augment)
     if p.loss: plain["loss"] = p.loss
     if "generator" in m.need.uses: plain["generator"] = p.generator.plain()
     if m.chain: plain |= dict(attributes=list(p.attributes), tune=p.tune and p.tune.plain())
     return plain
+
+def _weights_said(weights): return file_said(weights) if as_path(weights).is_file() else str(weights)
 
 def method_code(m: Method) -> list:
     "The code digests of everything a method trains; a need of one's own belongs to them"
@@ -178,7 +180,7 @@ def make_job(
 ) -> Job:
     "A job with nothing left open; raises `ValueError` for an unknown method, profile or setting"
     check_tables(table, where.get("parsing"))
-    check_settings(overrides or {}, seed, where.get("on_bad", "raise"), where.get("start") is not None)
+    check_settings(read_settings(profile.strip().partition(" ")[2]) | (overrides or {}), seed, where.get("on_bad", "raise"), where.get("start") is not None)
     m, asked = get_method(method).on(table.name), make_profile(profile, **(overrides or {}))
     p = resolve(asked, m)
     twin = get_method(m.same_as).on(table.name) if m.same_as else None
@@ -224,6 +226,7 @@ def weights_for(
     known = {*METHODS, *VARIANTS, *(x.paper for x in METHODS.values())}
     if unknown := set(pairs) - known: raise ValueError(f"weights for {', '.join(sorted(unknown))}: neither a method nor a paper")
     rest = [w for w in given.split() if "=" not in w]
+    if len(rest) > 1: raise ValueError(f"weights: one file for all, or a name before each, as in \"pse={rest[0]} ssp={rest[1]}\"")
     return pairs.get(method) or pairs.get(m.paper) or (rest[0] if rest else None)
 
 # %% ../nbs/31f_jobs.ipynb #9a21cdc6

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'NoWeights', 'Kept', 'is_finished', 'missing_files', 'labelled', 'score', 'Run',
-           'with_weights', 'answered', 'check_rows', 'keep', 'keep_arrays', 'keep_helper', 'mixed_order',
-           'mixed_orders', 'in_order', 'nameless', 'keep_small', 'keep_readings', 'kept_rows', 'kept_runs',
-           'named_again']
+           'with_weights', 'answered', 'check_rows', 'check_pictures', 'keep', 'keep_arrays', 'keep_helper',
+           'mixed_order', 'mixed_orders', 'in_order', 'nameless', 'keep_small', 'keep_readings', 'kept_rows',
+           'kept_runs', 'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
@@ -187,8 +187,20 @@ def check_rows(
 
 def _settings(r):
     "What a run was trained with, as `name: text`"
-    profile = r.config.get("profile", {}) | dict(options=r.config.get("options"))
-    return {k: str(v) for k, v in (profile | (profile.get("recipe") or {})).items() if k != "recipe"}
+    config, profile = r.config, r.config.get("profile", {})
+    asked = {k: config.get(k) for k in ("data", "parsing", "options", "on_bad", "code")} | dict(started="start" in config)
+    recipe = {f"recipe {k}": v for k, v in (profile.get("recipe") or {}).items()}
+    return {k: str(v) for k, v in (asked | {k: v for k, v in profile.items() if k != "recipe"} | recipe).items()}
+
+def check_pictures(
+    runs: list,   # `Run`s
+):
+    "Raise `DataError` where runs have not the same test pictures, of the same people, in the same order"
+    first, same = runs[0], lambda a, b: (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+    for r in runs[1:]:
+        if np.array_equal(r.arrays["test_targets"], first.arrays["test_targets"], equal_nan=True) and same(r.clusters, first.clusters): continue
+        raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; "
+                        "a kept copy is brought to the order of your data set by campaign.adopt")
 
 # %% ../nbs/24_kept.ipynb #bfb50434
 def keep(
@@ -256,7 +268,7 @@ def in_order(
 def nameless(arrays: dict) -> dict:
     "Predictions without the pictures' names, in another order, people and images as numbers of their own: what may be passed on of a data set that may not"
     mixed = in_order({k: v for k, v in arrays.items() if k != "test_names"}, mixed_orders(arrays))
-    first_seen = lambda who: pd.factorize(who)[0].astype(np.int32)
+    first_seen = lambda who: np.where(who < 0, -1, pd.factorize(who)[0]).astype(np.int32)   # unknown people stay unknown
     return {k: first_seen(v) if k in NAMED else v for k, v in mixed.items()}
 
 def keep_small(
@@ -311,7 +323,13 @@ def kept_runs(
 ) -> list:               # `Run`s, as `kept_rows` has them
     "The runs behind a kept report, from its own predictions or those of a report that shares them"
     where = {p.name: p for p in sorted(as_path(report).parent.glob("*/predictions/*"))}
-    return [Run(where[row.folder], row.method) for row in kept_rows(report).itertuples()]
+    rows = [(row.folder, row.method) for row in kept_rows(report).itertuples()]
+    found = [(folder, method) for folder, method in rows if " + " not in folder]
+    averaged = [(name, "") for folder, _ in rows if " + " in folder for name in folder.split(" + ")]   # what a row averages, once
+    found += [pair for pair in dict.fromkeys(averaged) if pair[0] not in dict(found)]
+    if lost := [folder for folder, _ in found if folder not in where]:
+        raise DataError(f"{report} keeps no predictions of {lost[0]}: a report on drawn pictures keeps tables alone, its runs are made in minutes")
+    return [Run(where[folder], method) for folder, method in found]
 
 def named_again(
     small: Run,          # from `keep_small`
@@ -319,7 +337,7 @@ def named_again(
     folder: str | Path,  # `runs` of a study, where the copy then counts as finished
     data_digest: str | None = None,  # of one's own table, where it is another: the copy is then called as a run on it
 ) -> Path:
-    "A small copy in the order of the data set, marked in `done.json` as adopted; raises `DataError` where it was measured on other pictures"
+    "A small copy in the order of the data set, marked in `done.json` as adopted; a run of one's own of that name stays. Raises `DataError` where it was measured on other pictures"
     made, orders = as_path(folder)/small.folder.name, {}
     for split in (s for s in ("valid", "test") if f"{s}_targets" in small.arrays):
         theirs, ours = small.arrays[f"{split}_targets"], own.get(f"{split}_targets", np.zeros((0, 0)))
@@ -330,6 +348,7 @@ def named_again(
     arrays = in_order(small.arrays, orders) | {k: own[k] for k in NAMED if k in own}
     theirs = small.config.get("data_digest")
     done = small.done | dict(adopted=dict(folder=small.folder.name, data_digest=theirs))
-    if data_digest in (None, theirs): return _copied(small, made, arrays, orders, done=done)
-    config = small.config | dict(data_digest=data_digest)
-    return _copied(small, made.with_name(made.name.removesuffix(small.digest) + digest(config)[:8]), arrays, orders, config, done)
+    config = small.config if data_digest is None else small.config | dict(data_digest=data_digest)
+    if config != small.config: made = made.with_name(made.name.removesuffix(small.digest) + digest(config)[:8])
+    if is_finished(made, FILES) and "adopted" not in Run(made).done: return made
+    return _copied(small, made, arrays, orders, config, done)

@@ -228,10 +228,14 @@ def attribute_learner(
 
 def _silent(*args): pass
 
-def epoch_log(learn: Learner) -> pd.DataFrame:
-    "One row per epoch: losses and metrics"
+def epoch_log(
+    learn: Learner,
+    validated: bool = True,   # False: there is no validation part, and what was measured in its place was trained on
+) -> pd.DataFrame:
+    "One row per epoch: losses and metrics; NaN where nothing was validated"
     rows = [list(v) for v in learn.recorder.values]
-    return pd.DataFrame(rows, columns=learn.recorder.metric_names[1:-1]).rename_axis("epoch").reset_index()
+    log = pd.DataFrame(rows, columns=learn.recorder.metric_names[1:-1]).rename_axis("epoch").reset_index()
+    return log if validated else log[["epoch", "train_loss"]].reindex(columns=log.columns)
 
 def _precision_callbacks(dtype):
     return dict(float32=[], bfloat16=[Autocast()], float16=[HalfPrecision()])[dtype]

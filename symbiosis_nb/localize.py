@@ -148,9 +148,9 @@ def unseen(
     part = table.take(np.flatnonzero(table.split == "test")[rows])
     view = box_view(part.boxes) if part.frame == "box" else WHOLE
     size, margin = tuple(r.config["profile"]["size"]), margin_of(r)
-    store = pixel_store(part, tuple(round(n*margin) for n in size), view)
+    store = pixel_store(part, tuple(round(n*margin) for n in size), view, on_bad=r.config["on_bad"])
     image = Field("image", store, crop=size if margin > 1 else None)
-    return attribute_loader(part, [image], "test", bs, device=default_device())
+    return attribute_loader(part, [image], "test", bs, ok=store.ok, device=default_device())
 
 # %% ../nbs/40_localize.ipynb #b06e05a5
 @torch.no_grad()

@@ -131,7 +131,8 @@ def family(
     data: str,   # name of a table
 ) -> str:
     "The data set that a table belongs to, by its name; CelebA where no other fits"
-    return next((f for f, names in FAMILIES.items() if any(n in data for n in names)), "CelebA")
+    trained_on = data.split(" to ")[0]   # of a table made of two (`data.protocols.cross`)
+    return next((f for f, names in FAMILIES.items() if any(n in trained_on for n in names)), "CelebA")
 
 # %% ../nbs/30_methods.ipynb #afeebb88
 VGG_RECIPE = Recipe(lr=1e-2, iterations=101_730, bs=32, optimizer="nesterov", schedule=partial(poly, power=.9, hold=10), wd=5e-4,

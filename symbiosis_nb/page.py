@@ -285,9 +285,9 @@ def by_score(card: Card, frame: pd.DataFrame) -> pd.DataFrame:
 def curves_html(card: Card) -> str:
     "Training curves of all runs"
     logs = {(card.title(r.method), r.config["seed"]): r.log for r in card.runs}
-    ends = {m: log.mAP.iloc[-1] for (m, _), log in logs.items() if len(log)}
+    ends = {m: log.mAP.iloc[-1] for (m, _), log in logs.items() if len(log) and not np.isnan(log.mAP.iloc[-1])}
     best = max(ends, key=ends.get, default="")
-    alt = f"Training loss and validation mAP by epoch; {best} ends highest, at {percent(ends.get(best))} %." if best else "No curves."
+    alt = f"Training loss and validation mAP by epoch; {best} ends highest, at {percent(ends.get(best))} %." if best else "Training loss by epoch; nothing was held out to validate on." if logs else "No curves."
     return figure_html(plot.training_curves(logs, chosen=told_apart(card)), alt=alt)
 
 def reliability_html(card: Card) -> str:

@@ -237,12 +237,12 @@ def claim_forest(
     "Differences with their intervals, claim by claim, coloured by verdict; facts, which have no interval, are left out"
     ledger = own_rows(ledger[ledger.interval != ""])
     claims, sets = list(dict.fromkeys(ledger.claim)), sorted(ledger.measured_on.unique())
-    fig, ax = plt.subplots(figsize=(8, .26*len(claims) + 1.1), layout="constrained")
+    fig, ax = plt.subplots(figsize=(8, max(.26, .09*len(sets))*len(claims) + 1.1), layout="constrained")
     ax.axvline(0, color="grey", lw=.8)
     for row in ledger.itertuples():
         k, colour = sets.index(row.measured_on), VERDICTS[row.verdict.split(":")[0]]
         low, high = map(float, row.interval.strip("[]").split(","))
-        y = len(claims) - 1 - claims.index(row.claim) + .28*((len(sets) - 1)/2 - k)
+        y = len(claims) - 1 - claims.index(row.claim) + .75/max(3, len(sets))*((len(sets) - 1)/2 - k)
         ax.plot([low, high], [y, y], color=colour, lw=1.2)
         ax.plot(float(row.difference), y, MARKS[k % len(MARKS)], ms=4.5, color=colour, mfc=colour if k == 0 else "white")
     ax.set_yticks(range(len(claims))[::-1], claims, fontsize=7.5)

@@ -97,10 +97,10 @@ def encoder_shares(
 def _encoder_shares(r, table, n):
     "term -> (4,) shares: mean and sum, at the start and the end of each"
     rows, device = [], default_device()
-    store = pixel_store(table, tuple(r.config["profile"]["size"]))
+    store = pixel_store(table, tuple(r.config["profile"]["size"]), on_bad=r.config["on_bad"])
     trained, p, seed = load_model(r.folder).model, r.config["profile"], r.config["seed"]
     with seeded(seed):
-        x, y = next(iter(attribute_loader(table, [Field("image", store)], "train", n, device=device)))
+        x, y = next(iter(attribute_loader(table, [Field("image", store)], "train", n, ok=store.ok, device=device)))
         fresh = get_method("blan").build(Build(r.vocab, trained.size, p["backbone"], p["width"], options=r.config["options"]))
     for form, net in product(("mean", "sum"), (fresh, trained)):
         net.rec = net.info = form

@@ -16,6 +16,7 @@ from pathlib import Path
 from fastai.callback.schedule import combined_cos
 
 from .code import function_name
+from .core import file_said
 from .data.loaders import MIRROR, WIDE, Augment
 
 # %% ../nbs/26_recipes.ipynb #f58fb6c3
@@ -115,7 +116,7 @@ class Generator:
 
     def plain(self) -> dict:
         "As JSON takes it; a weights file goes by its name, and the usual weight of feature matching goes without saying"
-        plain = {**_plain(self), "perceptual": self.perceptual and Path(self.perceptual).name}
+        plain = {**_plain(self), "perceptual": self.perceptual and file_said(self.perceptual)}
         if self.matching == Generator.matching: del plain["matching"]   # runs from before it could be set keep their names
         return plain
 
@@ -183,7 +184,9 @@ def read_settings(
     for name, equals, value in pairs:
         if not equals or not value: raise ValueError(f"settings: {name!r} is no setting: write it as in settings='size=112x92 epochs=4'")
         if name not in known: raise ValueError(f"settings: unknown setting {name!r}: known are {', '.join(sorted(known))}")
-    return {name: _setting(value) for name, _, value in pairs}
+    found = {}
+    for name, _, value in pairs: found.pop(name, None); found[name] = _setting(value)   # the last one counts, in its place
+    return found
 
 def _setting(word):
     "112x92 is a size, 4 and 1e-3 are numbers, None, True and False themselves, the rest words"
@@ -199,14 +202,22 @@ def make_profile(
     "A profile with changes; raises `ValueError` for an unknown profile or field"
     name, _, more = name.strip().partition(" ")
     if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
-    overrides = read_settings(more) | overrides
-    if overrides.get("weights", "") is None: del overrides["weights"]   # none given: the profile's own stay; "scratch" asks for none
+    written, given = read_settings(more), {k: v for k, v in overrides.items() if (k, v) != ("weights", None)}   # none given: the profile's own stay
+    overrides = written | given | _both_longer(written, given)
     own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
     changes = {k: v for k, v in overrides.items() if k in recipe - own}
-    if "epochs" in changes: changes = dict(iterations=None) | changes   # who asks for epochs gets epochs
-    return replace(profile, changes=changes)
+    return replace(profile, changes=changes | _length([*map(set, zip(written)), set(given)]))
+
+def _both_longer(written, given):
+    "A factor in words and one by name are both meant"
+    return dict(longer=written["longer"]*given["longer"]) if "longer" in written and "longer" in given else {}
+
+def _length(asked):
+    "Who asks for epochs after iterations, or for epochs alone, gets epochs; `asked`: names of settings, one after another, the last together"
+    last = lambda name: max((i for i, names in enumerate(asked) if name in names), default=-1)
+    return dict(iterations=None) if last("epochs") > last("iterations") else {}
 
 # %% ../nbs/26_recipes.ipynb #cc352c42
 def fine_tuning(recipe: Recipe) -> dict:

@@ -21,7 +21,7 @@ from .data.tables import AttributeTable
 from .localize import true_labels
 from .methods import METHODS, find_method
 from .published import golden, own_spelling
-from .kept import Run, check_rows, score  # noqa: people look for `score` here
+from .kept import Run, check_pictures, check_rows, score  # noqa: people look for `score` here
 from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, data_kind, joined, kind_of, learnt_from, made_how, markdown, opening,  # noqa: and for these
                                   over_seeds, p_text, percent, points, precisions, seeds_said, span)
 
@@ -49,11 +49,8 @@ class Card:
     @cached_property
     def weights(self) -> np.ndarray:  # (replicates, N)
         "How frequently each test image is drawn; raises `DataError` where the runs have not the same test images in the same order"
+        check_pictures(self.runs)
         first = self.runs[0]
-        for r in self.runs:
-            if not np.array_equal(r.arrays["test_targets"], first.arrays["test_targets"], equal_nan=True):
-                raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; "
-                                "a kept copy is brought to the order of your data set by campaign.adopt")
         return stats.cluster_weights(first.clusters, len(first.predictions()[0]), self.replicates)
     @cached_property
     def each(self) -> dict:
@@ -481,8 +478,9 @@ def write_frames(
 ) -> Path:
     "Data frames as CSV files"
     for name, frame in frames.items():
-        if not len(frame): continue
-        with atomic_write(Path(folder)/f"{name}.csv") as tmp: frame.to_csv(tmp)
+        file = Path(folder)/f"{name}.csv"
+        if not len(frame): file.unlink(missing_ok=True); continue   # of an earlier run that had it
+        with atomic_write(file) as tmp: frame.to_csv(tmp)
     return Path(folder)
 
 def write_tables(

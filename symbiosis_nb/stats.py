@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
+from .core import told_apart
+
 # %% ../nbs/22_stats.ipynb #7111a749
 def cluster_weights(
     identity,        # (N,) who is on each image, or None where a set has no identities: then every image is its own cluster
@@ -20,7 +22,7 @@ def cluster_weights(
     seed: int = 0,
 ) -> np.ndarray:     # (replicates, N) counts, int32
     "Bootstrap weights: how frequently each image is drawn when people are drawn with replacement. Unknown people (-1) are one each"
-    who = np.arange(n) if identity is None else np.where(np.asarray(identity) < 0, -np.arange(n) - 1, identity)
+    who = np.arange(n) if identity is None else told_apart(identity)
     people, which = np.unique(who, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)

@@ -8,6 +8,7 @@ __all__ = ['build_model', 'start_from', 'multiply_adds', 'cost', 'who_is_shown',
 # %% ../nbs/32a_training.ipynb #0a5660bb
 import sys, time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,12 +121,13 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         loaders = _measuring_loaders(job, ready)
         arrays, seconds, parsing = _measure(learn, selection, loaders, ready.parsing_test)
         arrays.update(who_is_shown(job.table, ready.ok))
-        more = dict(n_regions=ready.n_regions, selected_epoch=selection.epoch_of_best, bad_images=int((~ready.ok).sum()),
-                    inputs=ready.sources, news=checkpoint.news, **_precision_said(learn, p.precision), rising=_rising(learn))
+        chosen = dict(selected_epoch=selection.epoch_of_best) if selection.monitor else {}   # without a validation part nothing is
+        more = dict(n_regions=ready.n_regions, **chosen, bad_images=int((~ready.ok).sum()),
+                    inputs=ready.sources, news=checkpoint.news, **_precision_said(learn, p.precision), rising=bool(chosen) and _rising(learn))
         if parsing is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
-    finish(job, folder, arrays, epoch_log(learn), learn.model, costs, **more)
+    finish(job, folder, arrays, epoch_log(learn, bool(chosen)), learn.model, costs, **more)
     return checkpoint.news
 
 # %% ../nbs/32a_training.ipynb #4a212ee8
@@ -141,7 +143,8 @@ def _trained(job, ready, folder):
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
-        try: learn.fit_recipe(p.recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
+        recipe = p.recipe if selection.monitor else replace(p.recipe, patience=None)   # nothing to wait for
+        try: learn.fit_recipe(recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
         except KeyboardInterrupt: raise Stopped(_stopped(job, learn, checkpoint)) from None
     return learn, selection, clock, checkpoint
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..core import told_apart
 from .official import hold_out
 from .tables import AttributeTable, ParsingTable
 
@@ -21,7 +22,7 @@ def held_out(
 ) -> AttributeTable:
     "The table with a validation part of that share, by person where people are known, else by image; raises `ValueError` for a share that is none"
     joined = np.where(table.split == "valid", "train", table.split)
-    who, groups = ("person", table.identity) if table.identity is not None else ("image", np.array(list(map(str, table.paths))))
+    who, groups = ("person", told_apart(table.identity)) if table.identity is not None else ("image", np.array(list(map(str, table.paths))))
     split = hold_out(joined, groups, share, seed, [])
     held, all_of_it = (split == "valid").sum(), (joined == "train").sum()
     note = f"{held:,} of {all_of_it:,} training samples are held out by {who} for selection" if held else f"all {all_of_it:,} training samples are trained on, none is held out"

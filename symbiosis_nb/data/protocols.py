@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress
+from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress, told_apart
 from .tables import AttributeTable
 
 # %% ../../nbs/08_data.protocols.ipynb #82e68d5c
@@ -27,7 +27,7 @@ def resplit(
     if not (0 < train and 0 < test and train + test <= 1):
         raise ValueError(f"shares must be above 0 and at most 1 together, not {train} and {test}")
     if by == "person" and table.identity is None: raise DataError(f"{table.name} has no identities: split it by='image'")
-    unit = np.arange(len(table)) if by == "image" else np.unique(table.identity, return_inverse=True)[1]
+    unit = np.arange(len(table)) if by == "image" else np.unique(told_apart(table.identity), return_inverse=True)[1]
     place = np.random.default_rng(seed).permutation(unit.max() + 1)[unit]/(unit.max() + 1)   # from 0 to below 1, the same for all of a unit
     split = np.where(place < train, "train", np.where(place >= 1 - test, "test", "valid"))
     name, note = f"{table.name}, {round(100*train)}:{round(100*test)} by {by}", f"split anew by {by}, seed {seed}"
@@ -42,7 +42,7 @@ def cross(
     "Training and validation of one set with the test part of another; raises `DataError` for different attributes"
     if source.names != target.names: raise DataError(f"{source.name} and {target.name} have different attributes")
     a, b = source.take(slice(None) if all_of_it else source.split != "test"), target.take(target.split == "test")
-    ids = lambda t: np.arange(len(t)) if t.identity is None else t.identity
+    ids = lambda t: np.arange(len(t)) if t.identity is None else told_apart(t.identity)
     people = np.concatenate([np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)])
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
@@ -59,7 +59,7 @@ def fewer(
     "The table with a random share of its training people; raises `ValueError` for a share not above 0 and at most 100"
     if not 0 < percent <= 100: raise ValueError(f"percent of the training people must be above 0 and at most 100, not {percent}")
     train = table.split == "train"
-    who = np.arange(len(table)) if table.identity is None else table.identity
+    who = np.arange(len(table)) if table.identity is None else told_apart(table.identity)
     people = np.unique(who[train])
     kept = np.random.default_rng(seed).permutation(people)[:max(1, round(len(people)*percent/100))]
     few = table.take(~train | np.isin(who, kept))

@@ -191,6 +191,7 @@ def make_job(
     table = limit_table(table, p.limit)
     if p.recipe.epochs_on(1) == 0 and where.get("start") is None:
         raise ValueError("epochs=0 measures a network as it is: give the folder of the run that trained it as start=")
+    if p.recipe.margin > 1 and serves.needs == "abstraction": raise ValueError(f"{serves.name}: abstraction images are of the whole picture: leave margin at 1")
     check_data(table, serves, where.get("start"))
     check_options(serves, asked_options)
     check_crops(serves, p, table, options)

@@ -454,6 +454,8 @@ def limits(self: Card) -> list:
     if rising := self.still_rising():
         out.append(f"Still rising at the last epoch: {joined(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
     out += made_how(self.runs)
+    if any("CelebA" in r.config["data"] and (r.config.get("parsing") or {}).get("name", "").startswith("CelebAMask-HQ") for r in self.runs):
+        out.append("The parsing set's pictures are CelebA's: where its parts are not CelebA's own, faces of this test part are among those whose regions were learnt.")
     out.append(f"Intervals cover the drawing of {self.covers}. They do not cover the choice of trunk, size, schedule or labels.")
     if kind == "synthetic":
         out.append("On synthetic pictures the evidence for every attribute is drawn on purpose; "

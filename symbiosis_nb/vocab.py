@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUBJECTIVE', 'HAIR_COLOURS', 'CELEBA', 'WIDER', 'BERKELEY', 'FACE7', 'HELEN', 'LAPA', 'CELEBAMASK', 'FASSEG', 'LIP',
-           'read_table', 'AttributeVocab', 'RegionVocab']
+           'REGIONS', 'read_table', 'AttributeVocab', 'RegionVocab']
 
 # %% ../nbs/01_vocab.ipynb #f14d793e
 import csv
@@ -168,3 +168,5 @@ def _distinct(n):  # n well separated colours, black first
 
 LIP = RegionVocab("LIP", tuple("""Background,Hat,Hair,Glove,Sunglasses,Upper-clothes,Dress,Coat,Socks,Pants,Jumpsuits,Scarf,Skirt,Face,Left-arm,Right-arm,
 Left-leg,Right-leg,Left-shoe,Right-shoe""".replace("\n", "").split(",")), ((14, 15), (16, 17), (18, 19)), "subject", _distinct(20))
+
+REGIONS = (FACE7, HELEN, LAPA, CELEBAMASK, FASSEG, LIP)   # the sets' own: what their numbers mean never changes

@@ -10,13 +10,21 @@ import torch
 from torch import nn
 
 from helpers import picture_table
+from PIL import Image
 from symbiosis_nb.callbacks import Selection
 from symbiosis_nb.claims import Ledger, Mean, judge, kept_difference
 from symbiosis_nb.code import code_digest, source_digest
 from symbiosis_nb.combine import gather_columns, mean_arrays
 from symbiosis_nb.core import DataError, file_said, told_apart, write_json
+from symbiosis_nb.data.aligned import aligned
+from symbiosis_nb.data.crops import NO_FACES, Faces
+from symbiosis_nb.data.official import celebamask_hq, lapa
+from symbiosis_nb.data.own import parsing_from_folders, table_from_csv, table_from_parquet
 from symbiosis_nb.data.parts import held_out
-from symbiosis_nb.data.protocols import cross, fewer, resplit
+from symbiosis_nb.data.pictures import open_picture
+from symbiosis_nb.data.pixels import SizedStore, array_store, label_store, pixel_store
+from symbiosis_nb.data.protocols import cross, enlarge, fewer, resplit
+from symbiosis_nb.data.tables import ParsingTable, relabel
 from symbiosis_nb.jobs import make_job, resolve, weights_for
 from symbiosis_nb.kept import Run, check_pictures, check_rows, keep, keep_small, kept_runs, named_again, nameless
 from symbiosis_nb.localize import last_maps, unseen
@@ -25,7 +33,10 @@ from symbiosis_nb.readings import locality, masks_seen, per_classifier
 from symbiosis_nb.recipes import make_profile
 from symbiosis_nb.report import write_frames
 from symbiosis_nb.runs import run
+from symbiosis_nb.needs.boxes import box_masks
+from symbiosis_nb.needs.crops import detected_faces, face_view
 from symbiosis_nb.stats import cluster_weights
+from symbiosis_nb.vocab import HELEN, LAPA, AttributeVocab, RegionVocab
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -191,3 +202,175 @@ def test_a_broken_picture_that_was_left_out_stops_no_reading(table, tmp_path):
     table.paths[broken].write_bytes(b"no picture")
     r = run("avg_pool", table, "smoke", out=tmp_path, precision="float32", on_bad="skip")
     assert len(locality(r, table)) == table.counts()["test"] - 1 == sum(len(b[0]) for b in unseen(r, table))
+
+
+# pictures and labels
+
+@pytest.fixture
+def regions(tmp_path):
+    "Pictures with masks of two colours: the upper half red, the lower blue"
+    for kind in ("images", "masks"): (tmp_path/kind).mkdir()
+    half = np.zeros((8, 8, 3), np.uint8); half[:4, :, 0] = half[4:, :, 2] = 255
+    for i in range(6):
+        Image.fromarray(np.full((8, 8, 3), 20*i, np.uint8)).save(tmp_path/"images"/f"{i}.png"); Image.fromarray(half).save(tmp_path/"masks"/f"{i}.png")
+    return lambda colours: parsing_from_folders(tmp_path/"images", tmp_path/"masks", colours, "mine")
+
+
+def test_corrected_colours_are_read_anew(regions):
+    first, mended = (regions({"hair": a, "skin": b}) for a, b in (((255, 0, 0), (0, 0, 255)), ((0, 0, 255), (255, 0, 0))))
+    assert [int(label_store(t, (8, 8)).data[0, 0, 0]) for t in (first, mended)] == [0, 1]
+
+
+def test_a_colour_that_nobody_named_is_no_region(regions):
+    with pytest.raises(DataError, match=r"a colour that no region has, for example \(0, 0, 255\)"): regions({"hair": (255, 0, 0), "skin": (200, 150, 100)}).label(0)
+
+
+def test_changed_merges_and_changed_labels_are_read_anew(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path/"a.png")
+    def table(merged, label=1): return ParsingTable("mine", RegionVocab("mine", ("a", "b"), merges={"Helen": merged}), [tmp_path/"a.png"], ["train"], lambda i: np.full((4, 4), label, np.uint8))
+    merged = [relabel(table(m), HELEN) for m in ((0, 1), (0, 2))]
+    assert [int(label_store(t, (4, 4)).data.max()) for t in merged] == [1, 2]
+    assert [int(label_store(table((0, 1), k), (4, 4)).data.max()) for k in (0, 1)] == [0, 1]
+
+
+def test_sides_of_ones_own_regions_trade_places(tmp_path, regions):
+    from symbiosis_nb.data.own import _region_vocab
+    assert _region_vocab("background left_eye right_eye l-brow r-brow nose", "mine")[0].flip_pairs == ((1, 2), (3, 4))
+    assert _region_vocab("background hair", "mine")[0].flip_pairs == ()
+    with pytest.raises(DataError, match="left_eye has no other side"): _region_vocab("background left_eye", "mine")
+
+
+def test_a_picture_is_turned_once(tmp_path):
+    exif = Image.Exif(); exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path/"a.jpg", exif=exif)
+    once = open_picture(tmp_path/"a.jpg")
+    assert once.size == (20, 40) == open_picture(once).size
+
+
+def test_what_was_away_is_looked_for_again(table):
+    where, moved = table.paths[3], table.paths[3].with_suffix(".away")
+    table.pixels_digest                       # taken while it was there
+    where.rename(moved)
+    assert not pixel_store(table, (8, 8), on_bad="skip").ok[3]
+    moved.rename(where)
+    store = pixel_store(table, (8, 8))
+    assert store.ok.all() and store.data[3].any() and not store.problems
+
+
+def test_a_store_that_lost_its_data_is_made_again(tmp_path):
+    made = []
+    def make(rows):
+        for r in rows:
+            made.append(r)
+            if len(made) == 3: raise KeyboardInterrupt   # killed half-way
+            yield np.full(2, 7, np.uint8)
+    build = lambda: array_store("x", "k", 4, (2,), make, chunk=1, root=tmp_path)
+    with pytest.raises(KeyboardInterrupt): build()
+    next(tmp_path.glob("*/data.bin")).unlink()
+    assert (np.asarray(build().data) == 7).all()
+
+
+def test_skipped_pixels_are_another_picture(table):
+    store = pixel_store(table, (8, 8))
+    assert len({SizedStore(store, (4, 4), smooth=s).digest for s in (True, False)}) == 2
+
+
+def test_copies_of_another_table_are_not_taken(table, tmp_path):
+    few = table.take(np.r_[0:4, 90:96])
+    other = table.take(np.r_[10:14, 90:96])
+    first, second = (enlarge(t, 1, out=tmp_path/"copies") for t in (few, other))
+    assert not {*first.paths[10:]} & {*second.paths[10:]}
+
+
+def test_what_is_split_is_split_before_copies_are_made(table):
+    nobody = table.but(identity=None).take(np.r_[0:6, 90:96])
+    for split in (held_out, resplit):
+        with pytest.raises(DataError, match="split it first, then enlarge it"): split(enlarge(nobody, 1))
+
+
+def test_boxes_are_crossed_too(table):
+    boxed = table.but(frame="box", boxes=np.tile([2., 3., 20., 24.], (len(table), 1)))
+    crossed = cross(boxed, boxed)
+    assert crossed.frame == "box" and crossed.boxes.shape == (len(crossed), 4)
+    with pytest.raises(DataError, match="has boxes and"): cross(boxed, table)
+
+
+def test_landmarks_lie_in_the_box_that_is_seen(table):
+    marks = np.tile(np.array([[12., 14]]*5), (len(table), 1, 1))
+    boxed = table.but(frame="box", boxes=np.tile([2., 4., 20., 20.], (len(table), 1)), landmarks=marks)
+    mask = np.asarray(box_masks(boxed, (20, 20)).store.data[0, 1]) > 127
+    y, x = np.argwhere(mask).mean(0)
+    assert abs(x - 9.5) < 1 and abs(y - 9.5) < 1   # (12, 14) less (2, 4), in pixels' centres
+
+
+def test_a_margin_moves_masks_with_their_picture(table):
+    marks = np.tile(np.array([[18., 22]]*5), (len(table), 1, 1))
+    job = make_job("bbox", table.but(frame="aligned", landmarks=marks), "smoke", overrides=dict(margin=1.25))
+    field = box_masks(job.table, job.profile.recipe.stored(job.profile.mask_size))
+    made = job.need.fields(job, pixel_store(job.table, job.profile.recipe.stored(job.profile.size)))[1]
+    assert made.crop == job.profile.mask_size and made.store.shape == field.store.shape and job.profile.mask_size != field.store.shape[1:]
+    with pytest.raises(ValueError, match="leave margin at 1"): make_job("dual_path", table, "smoke", overrides=dict(margin=1.25))
+
+
+def test_a_picture_that_could_not_be_read_is_not_one_without_a_face(table, monkeypatch):
+    from symbiosis_nb.data import crops
+    monkeypatch.setattr(crops, "detect_faces", lambda image: Faces(np.array([[2., 2., 20., 20.]]), np.full((1, 5, 2), 9.), np.ones(1)))
+    where, moved = table.paths[3], table.paths[3].with_suffix(".away")
+    table.pixels_digest; where.rename(moved)
+    found = detected_faces(table); view = face_view(table, "a", 16, found)
+    with pytest.raises(DataError, match="no such file"): view.crop(Image.new("RGB", (36, 44)), 3)
+    moved.rename(where)
+    assert detected_faces(table).ok[3]
+
+
+def test_turned_pictures_have_faces_of_their_own(table, monkeypatch):
+    from symbiosis_nb.data import crops
+    monkeypatch.setattr(crops, "detect_faces", lambda image: Faces(np.array([[2., 2., 20., 20.]]), np.full((1, 5, 2), 9.), np.ones(1)))
+    assert len({detected_faces(table.but(exif=e)).folder for e in (True, False)}) == 2
+
+
+def test_a_detector_of_ones_own_counts_by_what_it_does(table, tmp_path):
+    def at(x): return lambda image: Faces(np.array([[x, 2., 20., 20.]]), np.array([[[x + 5, 8], [x + 15, 8], [x + 10, 12], [x + 6, 17], [x + 14, 17.]]]), np.ones(1))
+    first, second = (aligned(table.take(slice(3)), detect=at(x), out=tmp_path) for x in (2., 10.))
+    assert not {*first.paths} & {*second.paths}
+
+
+@pytest.mark.parametrize("unknown", ["-1", "nan", ""])
+def test_unknown_people_of_a_sheet_are_people_of_their_own(unknown, tmp_path):
+    for i in range(20): Image.new("RGB", (8, 8), (9*i, 0, 0)).save(tmp_path/f"{i}.png")
+    pd.DataFrame(dict(file=[f"{i}.png" for i in range(20)], hat=[i % 2 for i in range(20)], who=[unknown]*20)).to_csv(tmp_path/"mine.csv", index=False)
+    made = table_from_csv(tmp_path/"mine.csv")
+    assert min(made.counts().values()) > 0 and set(made.identity) == {-1}
+
+
+def test_two_files_of_one_name_are_refused(regions, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path/"images"/"0.jpg")
+    with pytest.raises(DataError, match="take one of them away"): regions({"hair": (255, 0, 0), "skin": (0, 0, 255)})
+
+
+def test_shards_of_two_folders_do_not_overwrite_each_other(tmp_path):
+    import io
+    for folder, colour in (("train", 200), ("test", 20)):
+        place = tmp_path/folder/"data"; place.mkdir(parents=True)
+        rows = []
+        for i in range(4):
+            file = io.BytesIO(); Image.new("RGB", (8, 8), (colour, i, 0)).save(file, "PNG")
+            rows.append(dict(image=dict(bytes=file.getvalue(), path=None), hat=i % 2))
+        pd.DataFrame(rows).to_parquet(place/"0000.parquet")
+    made = table_from_parquet(tmp_path, valid_share=0)
+    assert {int(np.asarray(made.open(i))[0, 0, 0]) for i in np.flatnonzero(made.split == "test")} == {20} and len({*made.paths}) == 8
+
+
+def test_one_prefix_to_leave_out_is_a_word(tmp_path):
+    for part in ("train", "val", "test"):
+        for kind in ("images", "labels"):
+            (tmp_path/part/kind).mkdir(parents=True)
+            for n in ("HELEN_1", "N4"): Image.new("L" if kind == "labels" else "RGB", (4, 4)).save(tmp_path/part/kind/f"{n}.png")
+    assert {p.stem for p in lapa(tmp_path, exclude="HELEN_").paths} == {"N4"}
+
+
+def test_parts_that_are_not_celebas_are_said(tmp_path):
+    for kind in ("images", "masks"): (tmp_path/kind).mkdir()
+    for i in range(4): Image.new("RGB", (8, 8)).save(tmp_path/"images"/f"{i}.jpg"); Image.new("L", (8, 8)).save(tmp_path/"masks"/f"{i}.png")
+    (tmp_path/"split.txt").write_text("".join(f"{i}.jpg {p}\n" for i, p in enumerate(("train", "train", "valid", "test"))))
+    assert any("CelebA's test faces may be among" in n for n in celebamask_hq(tmp_path).notes)

@@ -51,7 +51,7 @@ def _row(values, i):
 def _store(table, i, folder, detect):
     "The file of one aligned picture, made where it is missing; a `DataError` for a picture that cannot be read or aligned"
     path, marks, box = Path(table.paths[i]), _row(table.landmarks, i), _row(table.boxes, i)
-    by = (getattr(detect, "__qualname__", None), table.exif, table.background)
+    by = (_detector(detect), table.exif, table.background)
     try:
         name = f"{path.stem}-{digest(read_bytes(path), marks, box, *by)}.jpg"
         if found := next((p for how in HOW if (p := folder/how/name).is_file()), None): return found
@@ -60,6 +60,13 @@ def _store(table, i, folder, detect):
     except ValueError as e: return DataError(f"{path}: {e}")
     with atomic_write(folder/how/name) as tmp: picture.save(tmp, "JPEG", quality=95, subsampling=0)
     return folder/how/name
+
+def _detector(detect):
+    "Ours by its name, one of somebody's own by its code too: closures and lambdas share a name"
+    name = getattr(detect, "__qualname__", None)
+    if detect is None or detect is detect_faces or not hasattr(detect, "__code__"): return name
+    code, kept = detect.__code__, [repr(c.cell_contents) for c in detect.__closure__ or ()]
+    return f"{name} {digest(code.co_code, [repr(c) for c in code.co_consts if not hasattr(c, 'co_code')], list(code.co_names), kept)}"
 
 def _store_all(table, detect, out):
     "The files of all aligned pictures, and where each face was known from; raises `DataError` listing every picture that has none"

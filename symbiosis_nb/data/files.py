@@ -318,8 +318,12 @@ def images_by_stem(
     place: Path,         # a folder or a .zip archive
     deep: bool = False,  # also in subfolders
 ) -> dict:
-    "As `list_images`, by names without ending"
-    return {stem_of(n): p for n, p in list_images(place, deep).items()}
+    "As `list_images`, by names without ending; raises `DataError` where two files differ by their ending alone"
+    found = {}
+    for name, path in list_images(place, deep).items():
+        if (stem := stem_of(name)) in found: raise DataError(f"{path} and {found[stem].name} are both {stem}: take one of them away")
+        found[stem] = path
+    return found
 
 # %% ../../nbs/02a_data.files.ipynb #66f61a88
 def count_parts(split) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core import DataError, as_path, atomic_write, cache_dir, digest, make_folder, progress
+from ..core import DataError, as_path, atomic_write, cache_dir, digest, make_folder, progress, words
 from .files import (Numbers, check_counts, column_order, complain, count_parts, find, hold_out, image_size,  # noqa
     images_by_stem, keep_complete, list_images, need, plain, read_csv, read_mat, read_numbers, read_rows, read_text, scan_folder,
     set_folder, short, sniff, stem_of, stored_image, variables)
@@ -304,6 +304,11 @@ def _lfwa_split(path, n, notes):
     return split
 
 # %% ../../nbs/03_data.official.ipynb #142a29e7
+def _lfw_place(name):
+    "Where LFW has a picture: in the folder of its person. A second copy of the set beside it is not meant"
+    file = name.rsplit("/", 1)[-1].rsplit("\\", 1)[-1]
+    return f"{file.rsplit('_', 1)[0]}/{file}"
+
 def lfwa(
     root,                       # the folder with the .mat files and the images
     images: str = "lfw",        # the image folder: "lfw", or "lfw-deepfunneled", "lfw_funneled"
@@ -316,8 +321,9 @@ def lfwa(
     names, labels = _lfwa_labels(need(root, "lfw_att_40.mat", folders=folders))
     split = _lfwa_split(need(root, "indices_train_test.mat", folders=folders), len(names), notes)
     listed = np.flatnonzero(split != "")
-    found = {n.rsplit("/", 1)[-1]: p for n, p in list_images(need(root, images, f"{images}.zip", folders=folders), deep=True).items()}
-    paths = [found.get(n.rsplit("/", 1)[-1]) for n in names]
+    there = list_images(need(root, images, f"{images}.zip", folders=folders), deep=True)
+    by_name = {n.rsplit("/", 1)[-1]: p for n, p in there.items()}   # however deep
+    paths = [there.get(_lfw_place(n)) or by_name.get(n.rsplit("/", 1)[-1]) for n in names]
     wanted = [paths[i] for i in listed]
     rows = listed[keep_complete(f"LFWA, {root}", [names[i] for i in listed], split[listed], on_missing, notes, image=wanted)]
     person = np.array([n.rsplit("/", 1)[-1].rsplit("_", 1)[0] for n in names])
@@ -645,7 +651,9 @@ def _by_number(files):
 def _maskhq_parts(base, notes):
     "name -> part, from the mapping to CelebA or a split.txt, or None"
     if path := find(base, "CelebA-HQ-to-CelebA-mapping.txt"): return _mapping(path)
-    if path := find(base, "split.txt"): return _split_file(path)
+    if path := find(base, "split.txt"):
+        notes.append("its parts are those of split.txt, not CelebA's: CelebA's test faces may be among those that regions are learnt from")
+        return _split_file(path)
     notes.append("no CelebA-HQ-to-CelebA-mapping.txt and no split.txt: every image counts as 'train', CelebA's test faces among them")
     return None
 
@@ -721,7 +729,7 @@ def lapa(
     for part, split in dict(train="train", val="valid", test="test").items():
         base = need(root, part, folders=("LaPa",))
         images, labels = images_by_stem(need(base, "images")), images_by_stem(need(base, "labels"))
-        names = [n for n in sorted(images.keys() | labels.keys()) if not n.startswith(tuple(exclude))]
+        names = [n for n in sorted(images.keys() | labels.keys()) if not n.startswith(tuple(words(exclude)))]
         pairs += [(n, split, images.get(n), labels.get(n)) for n in names]
     for prefix in ("HELEN_", "LFPW_"):
         n = sum(key.startswith(prefix) for key, *_ in pairs)

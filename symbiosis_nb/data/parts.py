@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core import told_apart
 from .official import hold_out
-from .tables import AttributeTable, ParsingTable
+from .tables import AttributeTable, ParsingTable, refuse_enlarged
 
 # %% ../../nbs/08a_data.parts.ipynb #a70cfbdc
 def held_out(
@@ -21,6 +21,7 @@ def held_out(
     seed: int = 0,       # of the choice
 ) -> AttributeTable:
     "The table with a validation part of that share, by person where people are known, else by image; raises `ValueError` for a share that is none"
+    if table.identity is None: refuse_enlarged(table)
     joined = np.where(table.split == "valid", "train", table.split)
     who, groups = ("person", told_apart(table.identity)) if table.identity is not None else ("image", np.array(list(map(str, table.paths))))
     split = hold_out(joined, groups, share, seed, [])

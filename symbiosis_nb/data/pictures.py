@@ -62,7 +62,13 @@ def turn_upright(
     "The picture turned as its EXIF tag says; a picture without one, or with a broken one, as it is"
     try: turn = TURNS.get(image.getexif().get(ORIENTATION))
     except Exception: turn = None    # struct.error, TypeError, ZeroDivisionError, …: whatever a broken tag can do to a parser
-    return image if turn is None else image.transpose(turn)
+    return image if turn is None else _without_turn(image.transpose(turn))
+
+def _without_turn(image):
+    "The turned picture without what says how to turn it: opened again, it stays as it is"
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"): image.info.pop(key, None)
+    image._exif = None
+    return image
 
 # %% ../../nbs/01a_data.pictures.ipynb #eff053a0
 def to_eight_bits(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress, told_apart
-from .tables import AttributeTable
+from .tables import AttributeTable, refuse_enlarged
 
 # %% ../../nbs/08_data.protocols.ipynb #82e68d5c
 def resplit(
@@ -27,6 +27,7 @@ def resplit(
     if not (0 < train and 0 < test and train + test <= 1):
         raise ValueError(f"shares must be above 0 and at most 1 together, not {train} and {test}")
     if by == "person" and table.identity is None: raise DataError(f"{table.name} has no identities: split it by='image'")
+    refuse_enlarged(table)
     unit = np.arange(len(table)) if by == "image" else np.unique(told_apart(table.identity), return_inverse=True)[1]
     place = np.random.default_rng(seed).permutation(unit.max() + 1)[unit]/(unit.max() + 1)   # from 0 to below 1, the same for all of a unit
     split = np.where(place < train, "train", np.where(place >= 1 - test, "test", "valid"))
@@ -46,9 +47,12 @@ def cross(
     people = np.concatenate([np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)])
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
-    rule = dict(exif=source.exif or target.exif, background=source.background, derived=(*a.derived, *b.derived))   # boxes and landmarks stay behind
+    rule = dict(exif=source.exif or target.exif, background=source.background, derived=(*a.derived, *b.derived))   # landmarks stay behind
+    if "box" in (a.frame, b.frame):
+        if a.frame != b.frame: raise DataError(f"{source.name} has boxes and {target.name} whole pictures: a network cannot learn from one and be asked about the other")
+        rule |= dict(boxes=stack("boxes"))
     return AttributeTable(f"{source.name} to {target.name}", source.vocab, [*a.paths, *b.paths], stack("labels"), stack("known"), split,
-                          people, frame=a.frame if a.frame == b.frame == "aligned" else "whole", notes=[*source.notes, *target.notes], **rule)
+                          people, frame=a.frame if a.frame == b.frame else "whole", notes=[*source.notes, *target.notes], **rule)
 
 # %% ../../nbs/08_data.protocols.ipynb #91a03114
 def fewer(
@@ -104,7 +108,7 @@ def enlarge(
     "The table with distorted copies of its training pictures, half of them mirrored (pse, 1); raises `DataError` for bad pictures"
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes, which would not follow the distortion")
     rows = np.repeat(np.flatnonzero(table.split == "train"), copies)
-    folder = as_path(out or cache_dir()/"enlarged"/digest(table.digest, copies, seed, how))
+    folder = as_path(out or cache_dir()/"enlarged")/digest(table.digest, copies, seed, how)   # other copies are other files
     paths = [folder/f"{row:06d}-{k:02d}.jpg" for row, k in zip(rows, np.tile(np.arange(copies), len(rows)//max(copies, 1)))]
     with folder_lock(folder), ThreadPoolExecutor() as pool:
         jobs = [pool.submit(_write_copy, table, int(row), p, seed, i, how) for i, (row, p) in enumerate(zip(rows, paths))]

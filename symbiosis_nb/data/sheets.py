@@ -252,17 +252,22 @@ def read_shards(
     folder = make_folder(cache_dir()/"own"/digest(stamps([p for _, p in shards])))
     sheet, cells, paths, embedded = Sheet(str(as_path(root)), {}, []), [], [], None
     for part, file in progress(shards, "reading shards"):
-        first = 0
+        first, called = 0, _shard_name(file, as_path(root))
         for batch in _batches(file):
             embedded = _picture_column(batch.schema)
-            rows = _read_batch(sheet, batch, embedded, folder, file, paths, first)
+            rows = _read_batch(sheet, batch, embedded, folder, file, called, paths, first)
             first += len(rows)
             cells += [{**row, "split": part} if part and "split" not in row else row for row in rows]
     if not cells: raise DataError(f"{root}: its files have no rows")
     sheet.columns = {k: [row.get(k, "") for row in cells] for k in dict.fromkeys(k for row in cells for k in row)}
     return sheet, paths if embedded else None
 
-def _read_batch(sheet, batch, embedded, folder, file, paths, first):
+def _shard_name(file, root):
+    "What a shard's pictures begin with: its folders and its number"
+    above = file.parent.relative_to(root).parts if root in file.parents else ()
+    return "-".join([*(above or (file.parent.name,)), file.name.split("-of-")[0].split(".")[0]])
+
+def _read_batch(sheet, batch, embedded, folder, file, called, paths, first):
     "The rows of a batch as text; pictures are written, and their paths are added"
     plain = [f.name for f in batch.schema if f.name != embedded and not pa.types.is_struct(f.type)]
     names, start = {k: _class_names(_features(batch.schema).get(k)) for k in plain}, len(sheet.where)
@@ -270,7 +275,7 @@ def _read_batch(sheet, batch, embedded, folder, file, paths, first):
     sheet.where += [f"row {first + i} of {file.parent.name}/{file.name}" for i in range(len(batch))]
     for i, cell in enumerate(batch[embedded].to_pylist() if embedded else ()):
         paths.append(None)
-        try: paths[-1] = _write_picture(cell, folder/f"{file.parent.name}-{file.name.split('-of-')[0].split('.')[0]}-{first + i:06d}")
+        try: paths[-1] = _write_picture(cell, folder/f"{called}-{first + i:06d}")
         except ValueError as e: sheet.fault(start + i, embedded, str(e))
     return [{k: v[i] for k, v in columns.items()} for i in range(len(batch))]
 

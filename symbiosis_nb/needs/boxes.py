@@ -6,7 +6,7 @@
 __all__ = ['BOXES', 'BOXED', 'BoxStore', 'box_masks', 'Boxes']
 
 # %% ../../nbs/31b_needs.boxes.ipynb #139631fe
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,9 +47,11 @@ def box_masks(table,
     if table.landmarks is None:
         files = "list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt)"
         raise DataError(f"{table.name}: method bbox needs landmarks; put {files} beside the attributes")
-    key = digest(table.digest, list(size), "boxes")
+    key = digest(table.digest, list(size), "boxes", *(["in their box"] if table.frame == "box" else []))
     if table.frame == "aligned": return Field("maps", BoxStore(table.landmarks, tuple(size), _first_frame(table), key), BOXES)
-    def one(r): return BoxStore(table.landmarks[[r]], tuple(size), _frame_of(table, r), key)[[0]][0].numpy()
+    def one(r):
+        (x, y), frame = _seen_part(table, r)
+        return BoxStore(table.landmarks[[r]] - (x, y), tuple(size), frame, key)[[0]][0].numpy()
     store = array_store("boxes", key, len(table), (16, *size), lambda rows: map(one, rows), desc="boxes around landmarks")
     return Field("maps", store, BOXES)
 
@@ -57,6 +59,14 @@ def _frame_of(table, i):
     "(height, width) of a picture; one pixel where it cannot be read"
     try: return table.open(i).size[::-1]
     except DataError: return 1, 1
+
+def _seen_part(table, i):
+    "Where the picture that a model sees begins (x, y), and its (height, width): the whole, or its box as `box_view` cuts it"
+    height, width = _frame_of(table, i)
+    if table.frame != "box" or np.isnan(table.boxes[i]).any(): return (0, 0), (height, width)
+    x, y, w, h = table.boxes[i]
+    left, top = max(0, round(x)), max(0, round(y))
+    return (left, top), (max(1, min(height, round(y + h)) - top), max(1, min(width, round(x + w)) - left))
 
 def _first_frame(table):
     "The frame that all aligned pictures share: that of the first one that can be read"
@@ -69,10 +79,12 @@ class Boxes(Need):
     name, alone = "boxes", False
 
     def fields(self, job, pixels: ArrayStore) -> list:
-        return [*super().fields(job, pixels), box_masks(job.table, job.profile.mask_size)]
+        p = job.profile
+        field = box_masks(job.table, p.recipe.stored(p.mask_size))
+        return [*super().fields(job, pixels), replace(field, crop=self.patch(job, p.mask_size))]
 
     def made_up(self, job, n: int) -> list:
-        return [*super().made_up(job, n), Field("maps", noise(n, 16, *job.profile.mask_size), BOXES)]
+        return [*super().made_up(job, n), Field("maps", noise(n, 16, *job.profile.recipe.stored(job.profile.mask_size)), BOXES, crop=self.patch(job, job.profile.mask_size))]
 
     def restore(self, folder, profile):
         raise DataError(f"{folder}: this run needs landmarks with every picture and cannot predict from photographs alone")

@@ -11,6 +11,7 @@ import numpy as np
 from ..core import DataError, digest
 from ..data import crops
 from ..data.loaders import PATCHES, Augment, Field
+from ..data.pictures import RAW
 from ..data.pixels import ArrayStore, View, array_store, pixel_store
 from ..data.tables import AttributeTable
 from .base import Need, noise, register_need, uses_native
@@ -30,7 +31,8 @@ def detected_faces(
         marks = np.full(10, np.nan) if face.landmarks is None else np.ravel(face.landmarks)
         return np.concatenate([face.box, marks])
     pictures = table.pixels_digest, [p.name for p in table.paths]
-    key = digest(*pictures, table.split, table.boxes, table.landmarks)   # not labels: attributes share the faces
+    rule = [] if table.opener == RAW else [table.exif, table.background]
+    key = digest(*pictures, table.split, table.boxes, table.landmarks, *rule)   # not labels: attributes share the faces
     return array_store("faces", key, len(table), (14,), lambda rows: map(one, rows), np.float64, desc="finding faces")
 
 def _known(table, i):
@@ -52,9 +54,10 @@ def face_view(
     redetect: bool = False, # find the face again in the turned picture
 ) -> View:
     "One crop of every face"
+    why = {int(p.split(":")[0].removeprefix("row ")): p.split(": ", 1)[1] for p in found.problems} if found is not None else {}
     def face(image, i):
         if found is None: return _annotated(table, i, image.size)
-        if not found.ok[i]: raise DataError(f"{table.paths[i]}: {NO_FACE}")
+        if not found.ok[i]: raise DataError(why.get(i, f"{table.paths[i]}: {NO_FACE}"))   # a picture that could not be read then is not one without a face
         box, marks = found.data[i, :4], found.data[i, 4:].reshape(5, 2)
         return crops.Face(box, None if np.isnan(marks).any() else marks, "detected")
     def cut(image, i): return crops.attribute_crops(image, face(image, i), scheme, side, border, redetect)[scheme]
@@ -95,7 +98,7 @@ class Crops(Need):
         how = {k: options[k] for k in ("border", "redetect") if k in options}
         view = face_view(job.table, options.get("scheme", "a"), side, found, **how)
         store = pixel_store(job.table, (side, side), view, job.on_bad if found is None else "skip")
-        faults = [p for p in store.problems if NO_FACE not in p]
+        faults = [p for p in store.problems if not p.endswith(NO_FACE)]
         if faults and job.on_bad != "skip":
             raise DataError(f"{len(faults)} of {len(store)} images cannot be used; mend them, or leave them out with on_bad='skip'", faults)
         return store

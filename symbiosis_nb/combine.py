@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_arrays', 'joined_cost', 'average_runs', 'one_attribute', 'schemes_of', 'attribute_job', 'step_job',
-           'train_attribute', 'valid_score', 'map_jobs', 'requests', 'submitted', 'chain_runs', 'joint_job',
+           'train_attribute', 'valid_score', 'map_jobs', 'requests', 'submitted', 'at_once', 'chain_runs', 'joint_job',
            'gather_columns']
 
 # %% ../nbs/32b_combine.ipynb #ff716160
@@ -131,8 +131,9 @@ def requests(
     row=None,   # of a `plan.Plan`; None: a day, and whatever memory there is
 ) -> dict:      # keywords of submitit's `update_parameters`
     "What a job asks a cluster for: twice the planned hours, half as much memory again"
-    if row is None: return dict(timeout_min=24*60)
-    return dict(timeout_min=max(60, math.ceil(120*row.hours)), mem_gb=math.ceil(4 + 1.5*row["memory GiB"]))
+    card = dict(gpus_per_node=1) if torch.cuda.is_available() else {}   # what this process trains on, the others do too
+    if row is None: return dict(timeout_min=24*60, **card)
+    return dict(timeout_min=max(60, math.ceil(120*row.hours)), mem_gb=math.ceil(4 + 1.5*row["memory GiB"]), **card)
 
 def _pool(executor, folder):
     "A submitit executor; raises `ImportError` where submitit is not installed"
@@ -153,12 +154,13 @@ def submitted(
 ):                    # yields (position, result) as they come
     "`f` of every item in other processes; a fault of `f` itself is raised when the others have ended"
     pool, threads = _pool(executor, folder), torch.get_num_threads()
-    width = max(1, os.cpu_count()//threads) if executor == "local" else len(items)
+    width = at_once(threads) if executor == "local" else len(items)
     waiting, running, begun, faults = list(range(len(items))), {}, [0]*len(items), []
     while waiting or running:
         while waiting and len(running) < width:
             k = waiting.pop(0); begun[k] += 1
             name, wants = _job_name(names[k] if names else "network"), asked[k] if asked else requests()
+            if executor == "slurm": wants = dict(cpus_per_task=threads) | wants
             if isinstance(executor, str): pool.update_parameters(name=name, **wants)
             running[k] = pool.submit(partial(_with_threads, f, threads), items[k])
         for k, job in [(k, j) for k, j in running.items() if j.done()]:
@@ -173,7 +175,13 @@ def submitted(
 
 def _died(fault):
     "Whether a job ended without an answer: killed, out of memory, preempted; a fault of the code itself would come again"
-    return type(fault).__name__ == "UncompletedJobError"
+    return type(fault).__name__ == "UncompletedJobError" or "timed-out" in str(fault)   # a run goes on from its last epoch
+
+def at_once(
+    threads: int,   # of each
+) -> int:
+    "How many jobs this machine has room for: one a graphics card, where there are some, else by cores"
+    return torch.cuda.device_count() or max(1, os.cpu_count()//threads)
 
 def _job_name(text): return "".join(c if c.isalnum() else "-" for c in text)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import metrics as M
-from .core import DataError, as_path, atomic_write, digest, fingerprint, read_json, write_json
+from .core import DataError, as_path, atomic_write, digest, fingerprint, read_json, told_apart, write_json
 from .vocab import BERKELEY, CELEBA, HELEN, WIDER, AttributeVocab
 
 # %% ../nbs/24_kept.ipynb #a421bbcf
@@ -196,7 +196,8 @@ def check_pictures(
     runs: list,   # `Run`s
 ):
     "Raise `DataError` where runs have not the same test pictures, of the same people, in the same order"
-    first, same = runs[0], lambda a, b: (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+    numbered = lambda who: who if who is None else pd.factorize(told_apart(who))[0]   # whoever is who, by whatever number
+    first, same = runs[0], lambda a, b: (a is None) == (b is None) and (a is None or np.array_equal(numbered(a), numbered(b)))
     for r in runs[1:]:
         if np.array_equal(r.arrays["test_targets"], first.arrays["test_targets"], equal_nan=True) and same(r.clusters, first.clusters): continue
         raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; "

@@ -90,9 +90,12 @@ def measured_precision(
 
 def _time_precisions(dl, rows, model, loss, device, steps):
     "Seconds of the fastest step in float32 and in what this device has beside it"
-    half = "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
+    half = "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False) else "bfloat16"
+    drawn = dl.rng.getstate(), list(getattr(dl, "pool", ()))   # what training will draw from
     with torch.random.fork_rng(), torch.enable_grad():
         batch = [t.to(device) for t in dl.plan(dl.create_batch(rows))()]
+        dl.rng.setstate(drawn[0])
+        if hasattr(dl, "pool"): dl.pool = drawn[1]
         copied = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
         if hasattr(copied, "training_outputs"): copied.joint = True
         own = getattr(copied, "loss", None) if loss is getattr(model, "loss", None) else loss   # a loss may hold parameters

@@ -148,6 +148,8 @@ def several(
     "The pictures as a list; raises `DataError` when there is none"
     single = isinstance(pictures, (str, bytes, bytearray, os.PathLike, Image.Image)) or hasattr(pictures, "read")
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OUS": single = pictures.ndim < 4
+    if isinstance(pictures, torch.Tensor) and pictures.ndim < 4:
+        raise DataError(f"a tensor {tuple(pictures.shape)} is no list of pictures: give an array (height, width, 3), `x.permute(1, 2, 0).numpy()`, or a list of them")
     many = [pictures] if single else list(pictures)
     if not many: raise DataError("there are no pictures: an empty list was given")
     return many
@@ -355,6 +357,8 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
     "Write the model, with its parser, as one ONNX file; needs the onnx extra"
     import onnx
     if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
+    if (drawn := getattr(self.model, "wants", None)) and tuple(drawn) != tuple(self.size):
+        raise ValueError(f"this model draws from pictures of {drawn}, and ONNX has those of {self.size} alone: use the run folder")
     x, batch = torch.zeros(2, 3, *self.size), torch.export.Dim("batch")
     learned = json.dumps([self.origin.method, self.origin.data, list(self.origin.learned)])
     about = dict(origin=learned, names=json.dumps(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame, margin=str(self.look.margin),

@@ -87,12 +87,13 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv=None) -> int:   # 0, or 1 where a picture could not be answered for, 2 where nothing could be asked
     "The command `symbiosis_nb`"
     given = arguments().parse_args(argv)
+    if wrong := _would_overwrite(given): print(wrong, file=sys.stderr); return 2
     try: ask, files = Predictor.load(given.run), files_of(given.pictures)
     except (DataError, ValueError) as e: print(e, file=sys.stderr); return 2
     print(f"{ask.origin}.", file=sys.stderr)
     answers = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # what they say stands in the line above
+        warnings.filterwarnings("ignore", message=".*drawn.*|.*drawings.*")   # that stands in the line above
         for path in progress(files, "photographs"): answers.append(answer(ask, path, given.aligned or None))
     if given.json == "-": print(json.dumps(answers, indent=1))
     else: print("\n\n".join(as_text(said, given.most) for said in answers))
@@ -100,10 +101,21 @@ def main(argv=None) -> int:   # 0, or 1 where a picture could not be answered fo
     if not given.no_pictures: _write_pictures(answers, as_path(given.out))
     return int(any("error" in said for said in answers))
 
+def _would_overwrite(given) -> str:
+    "Why what is asked for would cost somebody a picture; \"\" where it does not"
+    if given.json in (None, "-"): return ""
+    file = as_path(given.json)
+    taken = file.is_dir() or file.exists() and file.suffix.lower() != ".json"
+    return f"--json {given.json} would replace what is there: name a .json file, or write `--json` last for the answers themselves" if taken else ""
+
 def _write_pictures(answers, folder):
-    "The pictures with boxes, under names that tell them apart"
+    "The pictures with boxes, under names that tell them apart; none replaces a picture that was asked about"
     framed = [said for said in answers if any(face["box"] for face in said.get("faces", ()))]
-    for said, name in zip(framed, picture_names([said["file"] for said in framed])):
-        file = folder/f"{name.replace('/', '-').rsplit('.', 1)[0]}.jpg"
+    stems = [name.replace("/", "-").replace("\\", "-").rsplit(".", 1)[0] for name in picture_names([said["file"] for said in framed])]
+    inputs = {Path(said["file"]).resolve() for said in answers}
+    for k, (said, stem) in enumerate(zip(framed, stems)):
+        ending = f" ({k})" if stems.count(stem) > 1 else ""
+        file = folder/f"{stem}{ending}.jpg"
+        if file.resolve() in inputs: file = folder/f"{stem}{ending} faces.jpg"
         with atomic_write(file) as tmp: with_boxes(said).save(tmp, "JPEG", quality=92)
         print(f"{file}", file=sys.stderr)

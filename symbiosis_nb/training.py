@@ -40,11 +40,12 @@ def start_from(
     attributes: tuple = (),  # this model's, for models that take over single attributes (`inherit`)
     rows: bool = True,       # take these attributes' outputs along
 ) -> list:               # names of the parameters that were left as they are
-    "Copy every tensor of a run that has the same name and shape; raises `DataError` when there is none"
+    "Copy every tensor of a run that has the same name and shape, but for outputs of other attributes; raises `DataError` when there is none"
     there, want = Run(folder), model.state_dict()
     have, names = there.weights(), there.config["attributes"]
     if attributes and hasattr(model, "inherit"): have = model.inherit(have, [names.index(a) for a in attributes], rows or len(names) == 1)
-    fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape}
+    moved = attributes and tuple(attributes) != tuple(names) and not hasattr(model, "inherit")   # outputs of other attributes, or in another order
+    fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape and not (moved and len(names) in v.shape and not k.startswith("backbone."))}
     if not any(k.endswith("weight") for k in fits):
         raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
     model.load_state_dict(fits, strict=False)
@@ -59,7 +60,7 @@ def multiply_adds(model: nn.Module, example: tuple) -> int:
 def cost(learn, clock: Clock, seconds_predicting: float, n_predicted: int) -> dict:
     "The cost block of a result card"
     b = learn.dls.valid.one_batch()[:learn.dls.valid.n_inp]
-    seen, seconds = learn.train_iter*learn.dls.train.bs, sum(clock.seconds)
+    seen, seconds = learn.train_iter*learn.dls.train.bs*process_rank()[1], sum(clock.seconds)
     return dict(parameters=n_parameters(learn.model), multiply_adds=multiply_adds(learn.model, tuple(x[:1] for x in b)),
                 training_seconds=seconds, epochs_timed=len(clock.seconds), train_images_per_second=seen/seconds if seconds else None,
                 predict_images_per_second=n_predicted/seconds_predicting, peak_memory_mib=_peak_memory(), hardware=hardware())
@@ -113,7 +114,7 @@ def who_is_shown(
 def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4" (of those that people count: the first is 1)
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
     p = job.profile
-    with _stoppable(job), seeded(job.seed): ready = prepare(job)   # helpers are trained and loaded: nothing of that reaches the process
+    with _stoppable(job), seeded(job.seed): ready = prepare(_of_one_process(job))   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
     with _stoppable(job), seeded(job.seed):
         learn, selection, clock, checkpoint = _trained(job, ready, folder)
@@ -148,11 +149,17 @@ def _trained(job, ready, folder):
         except KeyboardInterrupt: raise Stopped(_stopped(job, learn, checkpoint)) from None
     return learn, selection, clock, checkpoint
 
+def _of_one_process(job):
+    "The job with the part of a batch that one of torchrun's processes takes, so that a pass has as many steps; raises `ValueError` where it cannot be parted"
+    recipe, processes = job.profile.recipe, process_rank()[1]
+    if recipe.bs % processes: raise ValueError(f"a batch of {recipe.bs} cannot be parted among {processes} processes: choose bs, or as many that it can")
+    return replace(job, profile=replace(job.profile, recipe=replace(recipe, bs=recipe.bs//processes)))
+
 def _same_network(job, left):
     "Raise `DataError` where a network that is to be measured as it is would become another one"
     here, there = job.config(), Run(job.start).config
     other = [k for k in ("backbone", "width", "stride", "size") if here["profile"][k] != there["profile"][k]]
-    other += [k for k in ("method", "options") if here[k] != there[k]]
+    other += [k for k in ("method", "options", "attributes", "parsing") if here[k] != there[k]]
     if left: other.append(f"{len(left)} parameters that it has not ({left[0]}, ...)")
     if other: raise DataError(f"epochs=0 measures {job.start} as it is, and this differs: {', '.join(other)}")
 

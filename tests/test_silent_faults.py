@@ -1,5 +1,6 @@
 "What once gave wrong numbers without a word: each fault as it was found, and what is right."
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,10 @@ from symbiosis_nb.vocab import HELEN, LAPA, AttributeVocab, RegionVocab
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 MADE_UP = pd.DataFrame(dict(AP=[.5])), pd.DataFrame(dict(epoch=[0], train_loss=[.7]))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
 
 
 @pytest.fixture
@@ -374,3 +379,107 @@ def test_parts_that_are_not_celebas_are_said(tmp_path):
     for i in range(4): Image.new("RGB", (8, 8)).save(tmp_path/"images"/f"{i}.jpg"); Image.new("L", (8, 8)).save(tmp_path/"masks"/f"{i}.png")
     (tmp_path/"split.txt").write_text("".join(f"{i}.jpg {p}\n" for i, p in enumerate(("train", "train", "valid", "test"))))
     assert any("CelebA's test faces may be among" in n for n in celebamask_hq(tmp_path).notes)
+
+
+# going on, on other devices and in several processes
+
+def test_a_resumed_optimizer_lies_where_its_weights_do():
+    from symbiosis_nb.callbacks import _to_their_device
+    p = nn.Parameter(torch.ones(3, device="meta"))
+    opt = SimpleNamespace(state={p: dict(grad_avg=torch.ones(3), step=4)})
+    _to_their_device(opt)
+    assert opt.state[p]["grad_avg"].device.type == "meta" and opt.state[p]["step"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_measured_and_found_again(table, tmp_path):
+    "The same name, as many steps, weights under their own names; begun again it is read"
+    import subprocess, sys
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport torch; torch.set_num_threads(1)\nfrom helpers import picture_table\nfrom symbiosis_nb.runs import run\n"
+            f"r = run('avg_pool', picture_table({str(tmp_path/'pictures')!r}), 'smoke', out={str(tmp_path/'runs')!r}, precision='float32', limit=None, epochs=2)\nprint(r.news, r.folder)\n")
+    (tmp_path/"train.py").write_text(code)
+    env = {**os.environ, "SYMBIOSIS_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path/"train.py")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    r = run("avg_pool", table, "smoke", out=tmp_path/"runs", precision="float32", limit=None, epochs=2)
+    assert r.news == "read" and not any(k.startswith("module.") for k in r.weights()) and len(r.log) == 2
+    with pytest.raises(ValueError, match="cannot be parted among 3 processes"):
+        with pytest.MonkeyPatch.context() as m:
+            m.setenv("WORLD_SIZE", "3"); run("avg_pool", table, "smoke", out=tmp_path/"more", precision="float32", limit=None)
+
+
+def test_jobs_elsewhere_get_a_card_and_another_try(monkeypatch):
+    from symbiosis_nb.combine import _died, at_once, requests
+    assert "gpus_per_node" not in requests() and at_once(1) == os.cpu_count()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert requests()["gpus_per_node"] == 1 and at_once(1) == 2
+    assert _died(RuntimeError("Job 3 was timed-out and not checkpointable")) and not _died(RuntimeError("a fault"))
+
+
+def test_a_second_fit_waits_anew(table):
+    from symbiosis_nb.data.loaders import Field, attribute_dls
+    from symbiosis_nb.learner import attribute_learner
+    from symbiosis_nb.models.backbones import backbone
+    from symbiosis_nb.models.pooling import AvgPool
+    dls = attribute_dls(table, [Field("image", pixel_store(table, (40, 32)))], bs=16, augment=None)
+    learn = attribute_learner(dls, AvgPool(backbone("small", .25), 40), precision="float32", patience=1)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(30, 0.)
+        first = len(learn.recorder.values); learn.fit(3, 0.)
+    assert 1 < first < 30 and len(learn.recorder.values) >= 2
+
+
+def test_measuring_a_precision_draws_nothing_from_the_loader(table):
+    from symbiosis_nb.data.loaders import Field, attribute_dls
+    from symbiosis_nb.learner import _time_precisions
+    from symbiosis_nb.losses import masked_bce
+    from symbiosis_nb.models.backbones import backbone
+    from symbiosis_nb.models.pooling import AvgPool
+    dl = attribute_dls(table, [Field("image", pixel_store(table, (40, 32)))], bs=16).train
+    before = dl.rng.getstate()
+    _time_precisions(dl, list(dl.dataset)[:16], AvgPool(backbone("small", .25), 40), masked_bce, torch.device("cpu"), 1)
+    assert dl.rng.getstate() == before
+
+
+def test_outputs_are_not_taken_over_for_other_attributes(table, tmp_path):
+    names = list(table.names)
+    turned = table.but(vocab=AttributeVocab("turned", tuple(names[::-1])), labels=table.labels[:, ::-1], known=table.known[:, ::-1])
+    first = run("avg_pool", table, "smoke", out=tmp_path, precision="float32")
+    with pytest.raises(DataError, match="attributes"): run("avg_pool", turned, "smoke", out=tmp_path, precision="float32", start=first.folder, epochs=0)
+    from symbiosis_nb.training import build_model, start_from
+    left = start_from(build_model(make_job("avg_pool", turned, "smoke")), first.folder, turned.names)
+    assert left and all("head" in n or "classifier" in n or "fc" in n for n in left)
+
+
+def test_a_plan_counts_what_is_trained_anew(table, tmp_path):
+    from symbiosis_nb.plan import pieces
+    run("avg_pool", table, "smoke", out=tmp_path, precision="float32")
+    asked = [make_job("avg_pool", table, "smoke", overrides=dict(precision="float32"), out=tmp_path, again=a) for a in (False, True)]
+    assert [all(p.done for p in pieces(job)) for job in asked] == [True, False]
+
+
+# what is asked, and what is written
+
+def test_people_may_have_other_numbers(tmp_path):
+    first, other = a_run(tmp_path/"mine-0"), a_run(tmp_path/"mine-1", seed=1)
+    other.arrays["test_identity"] = np.array([7, 7, 3])
+    check_pictures([first, other])
+    other.arrays["test_identity"] = np.array([7, 3, 3])
+    with pytest.raises(DataError, match="not measured on the same pictures"): check_pictures([first, other])
+
+
+def test_one_tensor_is_no_list_of_pictures():
+    from symbiosis_nb.predictor import several
+    with pytest.raises(DataError, match="no list of pictures"): several(torch.zeros(3, 8, 8))
+    assert len(several(torch.zeros(2, 8, 8, 3))) == 2
+
+
+def test_the_shell_replaces_nobodys_pictures(table, tmp_path, capsys):
+    from symbiosis_nb import shell
+    picture = tmp_path/"a.jpg"; Image.new("RGB", (40, 40)).save(picture); before = picture.read_bytes()
+    assert shell.main(["--run", str(tmp_path), "--json", str(picture), str(picture)]) == 2
+    assert picture.read_bytes() == before and "would replace what is there" in capsys.readouterr().err
+    Image.new("RGB", (40, 40)).save(tmp_path/"a.png")
+    framed = [dict(file=str(tmp_path/n), faces=[dict(box=[2, 2, 9, 9])]) for n in ("a.jpg", "a.png")]
+    shell._write_pictures(framed, tmp_path)
+    assert picture.read_bytes() == before and len([*tmp_path.glob("*.jpg")]) == 3

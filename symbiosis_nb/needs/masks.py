@@ -16,7 +16,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import nn
 
-from ..core import DataError, default_device, digest, folder_lock
+from ..core import DataError, default_device, digest, file_said, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
 from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable, relabel
@@ -116,7 +116,7 @@ def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=
     trunk = profile.backbone if profile.parser == "aspp" else None
     return dict(parser=profile.parser, backbone=trunk, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and "/".join(Path(weights).parts[-2:]))
+                recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
 
 def _parsing_dls(table, image, labels, recipe):
     valid = "valid" if (table.split == "valid").any() else "train"

@@ -292,5 +292,5 @@ def relabel(
         merged = np.zeros((len(target), *source.shape[1:]), np.uint16)
         for k, maps in enumerate(source): merged[lut[k]] += maps
         return merged
-    how = [] if table.regions in REGIONS else [str(lut.tolist())]   # of one's own
-    return replace(table, regions=target, label_how=" ".join([table.label_how, *how]).strip(), read_label=lambda i: lut[table.read_label(i)], read_soft=table.read_soft and read_soft)
+    how = table.label_how if table.regions in REGIONS else f"{table.label_how} {lut.tolist()}".strip()   # merges of one's own
+    return replace(table, regions=target, label_how=how, read_label=lambda i: lut[table.read_label(i)], read_soft=table.read_soft and read_soft)

@@ -84,7 +84,8 @@ class Boxes(Need):
         return [*super().fields(job, pixels), replace(field, crop=self.patch(job, p.mask_size))]
 
     def made_up(self, job, n: int) -> list:
-        return [*super().made_up(job, n), Field("maps", noise(n, 16, *job.profile.recipe.stored(job.profile.mask_size)), BOXES, crop=self.patch(job, job.profile.mask_size))]
+        p = job.profile
+        return [*super().made_up(job, n), Field("maps", noise(n, 16, *p.recipe.stored(p.mask_size)), BOXES, crop=self.patch(job, p.mask_size))]
 
     def restore(self, folder, profile):
         raise DataError(f"{folder}: this run needs landmarks with every picture and cannot predict from photographs alone")

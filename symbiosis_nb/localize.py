@@ -23,7 +23,7 @@ from .data.sources import synthetic_root
 from .data.synthetic import clean_labels, read_faces
 from .data.tables import AttributeTable
 from .methods import method_of
-from .kept import Run, keep_arrays
+from .kept import NoWeights, Run, keep_arrays
 from .predictor import load_model
 
 # %% ../nbs/40_localize.ipynb #959ff6f6
@@ -170,7 +170,9 @@ def reading(
     "What a run's network shows, asked once and kept beside the run; raises `NoWeights` where it cannot be asked and never was"
     what = [source_digest(o) if callable(o) else o for o in (ask, *of)]
     file = r.folder/"readings"/f"{name}-{digest(*what)[:8]}.npz"
-    if not file.is_file(): keep_arrays(file, ask())
+    if not file.is_file():
+        if not r.has_weights: raise NoWeights(f"{r.folder} has no weights: it was adopted from a report, or averages other runs; and it was never asked for {name}")
+        keep_arrays(file, ask())
     return r.arrays_of(f"readings/{file.stem}")
 
 def tested_on(table: AttributeTable) -> list:

@@ -7,6 +7,7 @@ import pytest
 
 from symbiosis_nb.kept import Run, kept_rows, kept_runs, mixed_order, score
 from symbiosis_nb.recipes import make_profile
+from symbiosis_nb.vocab import FACE7, HELEN
 
 REPORTS = Path(__file__).parents[1]/"reports"
 KEPT = sorted(p.parent for p in REPORTS.glob("*/predictions/*/done.json"))
@@ -25,7 +26,12 @@ def test_scores_can_be_computed_again(folder):
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")
 def test_no_weights_are_beside(folder):
-    assert {p.name for p in folder.iterdir()} == {"config.json", "done.json", "log.csv", "scores.parquet", "predictions.npz"}
+    there = {p.name for p in folder.iterdir()}
+    assert there - {"readings"} == {"config.json", "done.json", "log.csv", "scores.parquet", "predictions.npz"}
+    assert all(p.suffix == ".npz" and p.stat().st_size < 3_000_000 for p in folder.glob("readings/*"))   # numbers, and names of regions
+    for file in folder.glob("readings/*.npz"):
+        words = {w for v in Run(folder).arrays_of(f"readings/{file.stem}").values() if v.dtype.kind in "USO" for w in v.ravel()}
+        assert words <= {*HELEN.names, *FACE7.names}
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")

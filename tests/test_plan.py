@@ -18,6 +18,7 @@ from helpers import picture_table, stopped_after
 from symbiosis_nb.campaign import Campaign, run_all, said_time, study_jobs, train_all
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import open_faces, open_parsing
+from symbiosis_nb.jobs import weights_for
 from symbiosis_nb.methods import METHODS, PSE_RECIPE, PSE_SE
 from symbiosis_nb.plan import Plan, job_of, joined, length, pieces, plan, plan_jobs
 from symbiosis_nb.runs import run
@@ -186,7 +187,7 @@ def test_both_trunks_of_pse_can_be_planned(weights, begins, data, tmp_path):
     cells = json.loads((Path(__file__).parents[1]/"nbs"/"reproduce_pse.ipynb").read_text(encoding="utf-8"))["cells"]
     source = next(s for c in cells if "planned = joined(" in (s := "".join(c["source"])))
     jobs, ends = [], SimpleNamespace(go=lambda only: None)
-    given = dict(plan=lambda *a, **k: jobs.append(study_jobs(*a, **k)), joined=lambda *plans: ends, PSE_RECIPE=PSE_RECIPE, PSE_SE=PSE_SE)
+    given = dict(plan=lambda *a, **k: jobs.append(study_jobs(*a, **k)), joined=lambda *plans: ends, PSE_RECIPE=PSE_RECIPE, PSE_SE=PSE_SE, weights_for=weights_for)
     exec(source, given | dict(paper=False, trunk_list=["alexnet_bn", "se_resnet50"], names=["dmtl", "pse_b"], table=data[0], profile="smoke", seeds=1,
                               folder=tmp_path, weights=weights, small_rows=[], on_bad="raise", plan_only=True))
     used = [(j.profile.backbone, j.profile.weights) for of_trunk in jobs for j in of_trunk]

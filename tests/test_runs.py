@@ -232,4 +232,4 @@ def test_no_epoch_measures_the_start_as_it_is(tmp_path):
     with pytest.raises(DataError, match="as it is, and this differs: size"): run("avg_pool", table, start=first.folder, epochs=0, size=(48, 40), **how)
     with pytest.raises(DataError, match="differs: width"): run("avg_pool", table, start=first.folder, epochs=0, width=.5, **how)
     with pytest.raises(ValueError, match="epochs is 0: give a whole number, 1 or more"): run("avg_pool", table, epochs=0, **how)
-    with pytest.raises(ValueError, match="epochs=0 measures a network as it is"): run("avg_pool", table, "smoke epochs=0", out=tmp_path/"runs")
+    with pytest.raises(ValueError, match="epochs is 0: give a whole number, 1 or more"): run("avg_pool", table, "smoke epochs=0", out=tmp_path/"runs")

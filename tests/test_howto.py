@@ -26,7 +26,7 @@ def process(code, folder):
 
 @pytest.mark.slow
 def test_a_method_of_ones_own(tmp_path):
-    module, script = blocks("own_method")
+    module, script, _ = blocks("own_method")   # the third is for who has LFWA
     (tmp_path/"my_method.py").write_text(module)
     assert "Mine" in process(script, tmp_path)
     r = next(r for r in map(Run, (tmp_path/"runs").glob("mine-*")))

@@ -20,7 +20,7 @@ from .recipes import PROFILES, Profile
 # %% ../nbs/30a_checks.ipynb #2d36f99c
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 COUNTS = ("epochs", "bs", "limit", "iterations", "patience")   # settings that count
-POSITIVE = ("lr", "width", "longer")                                     # settings that measure
+POSITIVE = ("lr", "width", "longer")                           # settings that measure
 
 def check_settings(
     settings: dict,           # fields of `Profile` or `Recipe`, as they were asked for

@@ -37,8 +37,8 @@ def mean_arrays(
     return {k: mean(k) if k.endswith(("_last", "_selected")) else v for k, v in parts[0].arrays.items()}
 
 def _same_images(runs, what):
-    names = [r.arrays.get("test_names", r.arrays["test_targets"][:, 0]) for r in runs]   # a small copy has no names
-    if any(len(n) != len(names[0]) or "test_names" in r.arrays and (n != names[0]).any() for r, n in zip(runs, names)):
+    names, lengths = [r.arrays["test_names"] for r in runs if "test_names" in r.arrays], {len(r.arrays["test_targets"]) for r in runs}
+    if len(lengths) > 1 or any((n != names[0]).any() for n in names):   # a small copy has no names
         raise DataError(f"the networks of this {what} saw different test images: delete their folders and run again")
 
 def _probability(logits): return 1/(1 + np.exp(-logits.astype(np.float64)))

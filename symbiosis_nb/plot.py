@@ -21,7 +21,7 @@ from . import metrics as M
 from .data.tables import AttributeTable, ParsingTable
 from .methods import METHODS
 from .sights import (atlas, heat_maps, lay_over, masks_on, picture_rows, region_atlas, region_names,  # noqa: figures too,
-                                 region_weights, sa_kernels, stretched, tiles, top_activations, where_sheet)                   # people look here
+                                 region_weights, sa_atlas, stretched, tiles, top_activations, where_sheet)                   # people look here
 
 # %% ../nbs/41_plot.ipynb #90d4fd84
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,

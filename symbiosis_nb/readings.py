@@ -30,11 +30,10 @@ from .data.tables import AttributeTable, ParsingTable
 from .localize import every_row, last_maps, reading, tested_on, unseen
 from .methods import Build, get_method
 from .models.abstraction import recovered_regions
-from .models.symbiotic import kernel_atlas
 from .needs.abstraction import GeneratorRun, frame_view, pair_fields
 from .needs.masks import measured_on, to_regions
 from .runs import Run, load_model
-from .sights import sa_kernels
+from .sights import sa_atlas
 from .vocab import HELEN
 
 # %% ../nbs/53_readings.ipynb #ac261cc3
@@ -60,7 +59,7 @@ def classifiers(
     r: Run,                 # of `blan`
     table: AttributeTable,  # as the run saw it
     on_bad: str = "raise",
-) -> dict:                  # valid_scores, test_scores (N, K, NA), test_fused (N, NA): logits; weights: of the fusion
+) -> dict:                  # valid_scores, test_scores (N, K, NA), test_fused (N, NA): logits; moved: how far the fusion's weights are from a mean, at most
     "What each of a ladder's classifiers says, and how they are fused"
     @torch.no_grad()
     def ask():
@@ -68,8 +67,8 @@ def classifiers(
         store = pixel_store(table, tuple(r.config["profile"]["size"]), on_bad=on_bad)
         valid, test = (per_classifier(net, table, store, split) for split in ("valid", "test"))
         fused = net.cpu().fuse(torch.from_numpy(test)).numpy()
-        weights = {} if net.fusion is None else dict(weights=net.fusion.weight.detach().numpy())
-        return dict(valid_scores=valid, test_scores=test, test_fused=fused) | weights
+        moved = {} if net.fusion is None else dict(moved=(net.fusion.weight.detach() - 1/5).abs().max().numpy())
+        return dict(valid_scores=valid, test_scores=test, test_fused=fused) | moved
     return reading(r, "classifiers", ask, per_classifier, tested_on(table))
 
 def classifier_predictions(
@@ -134,8 +133,8 @@ def locality(
 # %% ../nbs/53_readings.ipynb #726384fc
 def region_shares(r: Run) -> pd.DataFrame:  # attribute x region, every row from 0 to 1
     "Phi_S of a finished run of `sa`, averaged over the kernel's taps"
-    kernels = sa_kernels(r)
-    return pd.DataFrame(kernel_atlas(torch.from_numpy(kernels["phi_s"])).numpy(), list(r.config["attributes"]), list(kernels["regions"]))
+    seen = sa_atlas(r)
+    return pd.DataFrame(seen["phi_s"], list(r.config["attributes"]), list(seen["regions"]))
 
 def share_where(
     shares: pd.DataFrame,  # from `region_shares`

@@ -32,6 +32,8 @@ def test_no_weights_are_beside(folder):
     for file in folder.glob("readings/*.npz"):
         words = {w for v in Run(folder).arrays_of(f"readings/{file.stem}").values() if v.dtype.kind in "USO" for w in v.ravel()}
         assert words <= {*HELEN.names, *FACE7.names}
+        rest = {k: v for k, v in Run(folder).arrays_of(f"readings/{file.stem}").items() if v.dtype.kind not in "USO" and not k.startswith(("test_", "valid_"))}
+        assert all(v.ndim < 3 or k == "maps" for k, v in rest.items()) and all(v.min() >= 0 and v.max() <= 1 for v in rest.values())   # shares and maps, no kernels
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")

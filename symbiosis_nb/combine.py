@@ -143,6 +143,8 @@ def _pool(executor, folder):
         raise ImportError("training in other processes needs submitit: pip install 'symbiosis_nb[cluster]', or leave executor=None") from None
     return submitit.AutoExecutor(folder/"submitit", cluster=executor)
 
+
+# %% ../nbs/32b_combine.ipynb #ef285b52
 def submitted(
     f: Callable,      # of one item; what goes to other processes must be importable
     items: list,

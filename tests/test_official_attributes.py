@@ -52,6 +52,14 @@ def test_lfwa_other_image_folders(tmp_path):
     assert len(lfwa(tmp_path, images="lfw-deepfunneled")) == 8
 
 
+def test_lfwa_with_a_second_copy_beside_it(tmp_path):
+    "A grey or backed-up copy below the pictures' folder is not mixed with the set"
+    ff.lfwa_set(tmp_path)
+    people = [p for p in (tmp_path/"lfw").iterdir() if p.is_dir()]
+    for p in people: shutil.copytree(p, tmp_path/"lfw"/"0_grey"/p.name); shutil.copytree(p, tmp_path/"lfw"/"zz_backup"/p.name)
+    assert {p.parents[1].name for p in lfwa(tmp_path, valid_share=0).paths} == {"lfw"}
+
+
 def test_lfwa_files_with_a_literal_backslash(tmp_path):
     "Some unpackers on Windows zips leave `Person\\\\Person_0001.jpg` as one file name"
     ff.lfwa_set(tmp_path)

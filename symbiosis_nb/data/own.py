@@ -304,6 +304,8 @@ def parsing_from_folders(
     read = (lambda i: _named_colour(files[i], vocab)) if coloured else (lambda i: read_indices(files[i], len(vocab)))
     return ParsingTable(name, vocab, paths, split[keep], read, notes=notes, label_files=files)
 
+
+# %% ../../nbs/04d_data.own.ipynb #edd66298
 FAR = 60   # in RGB: farther from every named colour than a JPEG moves one
 
 def _named_colour(path, vocab):

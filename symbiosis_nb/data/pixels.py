@@ -193,6 +193,8 @@ def _may_be_mended(folder):
     problems = read_json(folder/"meta.json")["problems"]
     return any(not p.endswith(NO_FACE) for p in problems) and os.access(folder, os.W_OK)
 
+
+# %% ../../nbs/06_data.pixels.ipynb #849ebac4
 def _build(folder, name, key, full, dtype, make, chunk, desc, codec):
     "Compute what is missing, then say that the store is complete"
     data, status = _files(folder, full, dtype, codec)

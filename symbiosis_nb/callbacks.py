@@ -58,7 +58,11 @@ class Autocast(Callback):
 
 class HalfPrecision(MixedPrecision):
     "fastai's float16 with scaled gradients, which leaves its context however a step ends"
-    inside = False
+    inside, remembers = False, ("scaling",)
+    @property
+    def scaling(self): return self.learn.scaler.state_dict()
+    @scaling.setter
+    def scaling(self, state): self.learn.scaler.load_state_dict(state)
     def before_batch(self): super().before_batch(); self.inside = True
     def after_loss(self): self.leave()
     def leave(self):
@@ -270,6 +274,7 @@ def before_fit(self: Checkpoint):
         why = "it belongs to another trunk, size or version. Delete it to start this run again"
         raise DataError(f"{self.file} does not fit this model: {why}") from None
     self.state, self.learn.first_epoch, self.kept_epochs = state, state["epoch"] + 1, state["epoch"] + 1
+    self.learn.train_iter = state["train_iter"]   # where no epoch is left
     self.news = f"resumed after epoch {state['epoch'] + 1}"
     r = self.recorder
     r.losses, r.iters, r.lrs = [torch.tensor(v) for v in state["losses"]], list(state["iters"]), list(state["lrs"])

@@ -229,11 +229,12 @@ def _run_elsewhere(card, jobs, executor, planned, retries):
     asked = [requests(None if planned is None else planned.rows.iloc[i]) for i in away]
     names, found = [_name(jobs[i]) for i in away], {}
     for name in names: card.begin(name)
-    start = time.perf_counter()
+    before = time.perf_counter()
     for k, _ in submitted(run_job, [jobs[i] for i in away], executor, Path(jobs[0].out), names, asked, retries):
         i = away[k]
         found[i] = Run(jobs[i].folder, jobs[i].called, "trained elsewhere")
-        card.end(i, names[k], found[i], time.perf_counter() - start)
+        before, spent = time.perf_counter(), time.perf_counter() - before   # since another one ended: together, the time that has gone by
+        card.end(i, names[k], found[i], spent)
     for i, job in enumerate(jobs):
         if i not in found: found[i] = _run_here(card, i, replace(job, executor=executor))
     return [found[i] for i in range(len(jobs))]

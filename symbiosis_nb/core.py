@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NO_LOCKS', 'WAITING', 'PACKAGES', 'CACHE_HINT', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
-           'words', 'share', 'make_folder', 'atomic_write', 'write_json', 'read_json', 'has_locks', 'folder_lock',
-           'default_device', 'digest', 'told_apart', 'file_said', 'git_commit', 'hardware', 'fingerprint', 'cache_dir',
-           'quiet', 'in_notebook', 'NotebookBar', 'progress', 'Line', 'Stopped', 'refuse_unknown']
+           'words', 'share', 'make_folder', 'atomic_write', 'write_frames', 'write_json', 'read_json', 'has_locks',
+           'folder_lock', 'default_device', 'digest', 'told_apart', 'file_said', 'git_commit', 'hardware',
+           'fingerprint', 'cache_dir', 'quiet', 'in_notebook', 'NotebookBar', 'progress', 'Line', 'Stopped',
+           'refuse_unknown']
 
 # %% ../nbs/00_core.ipynb #d89184b9
 import ast, ctypes, errno, hashlib, html, io, json, os, platform, random, re, socket, subprocess, sys, time
@@ -118,6 +119,17 @@ def atomic_write(
         if e.errno != errno.ENOSPC: raise
         raise OSError(e.errno, f"disk full while writing {path}: free some space and start again; what was there is unchanged") from e
     finally: tmp.unlink(missing_ok=True)
+
+def write_frames(
+    folder: str | Path,    # made when missing
+    **frames,              # name -> data frame; an empty one is left out
+) -> Path:
+    "Data frames as CSV files"
+    for name, frame in frames.items():
+        file = Path(folder)/f"{name}.csv"
+        if not len(frame): file.unlink(missing_ok=True); continue   # of an earlier run that had it
+        with atomic_write(file) as tmp: frame.to_csv(tmp)
+    return Path(folder)
 
 def write_json(
     path: str | Path,  # file to write

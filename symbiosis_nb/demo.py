@@ -88,8 +88,9 @@ def answer_of(ask: Predictor, source, aligned: bool = False) -> Answer:
     if source is None: return Answer("")
     try: views = views_of(ask, source, aligned)
     except DataError as e: return Answer(_plain(e, source))
-    n = len(views)
-    return Answer(f"{n} face{'s' if n > 1 else ''} found" if len(views[0]) > 1 else "taken as it is", boxed(views[0][0], [face.box for _, *found in views for face in found]), tuple(views))
+    n, strange = len(views), ask._strange_cut(views[0][0]) if len(views[0]) == 1 else ""
+    found = f"{n} face{'s' if n > 1 else ''} found" if len(views[0]) > 1 else f"taken as it is{strange and ', though it '}{strange}"
+    return Answer(found, boxed(views[0][0], [face.box for _, *found in views for face in found]), tuple(views))
 
 def _plain(error, source):
     "A fault without the folder that the browser's copy lies in"

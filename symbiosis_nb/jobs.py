@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'ELSEWHERE', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job', 'job_of',
-           'weights_for', 'paper_recipe', 'helper_recipes', 'departures', 'check_beside']
+           'weights_for', 'moves_said', 'paper_recipe', 'helper_recipes', 'departures', 'check_beside']
 
 # %% ../nbs/31f_jobs.ipynb #952a75a4
 import json
@@ -239,9 +239,9 @@ def _trained(r, samples) -> dict:
     length = r.iterations or r.epochs*per_epoch
     return dict(training_samples=samples, batch=r.bs, iterations=length, passes=round(length/per_epoch, 2), ends_when_flat=r.patience or "",
                 optimizer=r.optimizer, rate=r.lr, schedule=function_name(r.schedule), momentum=r.mom, decay=r.wd,
-                group_rates=r.group_lrs or "", augment=_moves(r.augment))
+                group_rates=r.group_lrs or "", augment=moves_said(r.augment))
 
-def _moves(augment) -> str:
+def moves_said(augment) -> str:
     "What a recipe does to its pictures, in words"
     return ", ".join(f"{f.name} {getattr(augment, f.name):.3g}" for f in fields(augment) if getattr(augment, f.name))
 

@@ -30,7 +30,7 @@ from . import metrics as M
 from .models.adversarial import AdversarialLoss, Adversary, Perceptual
 from .callbacks import (Autocast, Checkpoint, Finite, HalfPrecision, Iterations, Joint, OwnSGD, Patience, Selection, Sheet,
                                     to_float)
-from .core import Stopped, cache_dir, digest, hardware, keep_freed_memory, quiet, read_json, write_json
+from .core import Stopped, cache_dir, default_device, digest, hardware, keep_freed_memory, quiet, read_json, write_json
 from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .recipes import Recipe
@@ -120,7 +120,7 @@ def _step_seconds(model, batch, n_inp, loss, precision, device):
 # %% ../nbs/31_learner.ipynb #0a3cf428
 class ResumableLearner(Learner):
     "A fastai `Learner` that can start at `first_epoch`, and whose callbacks leave nothing behind when a batch ends early"
-    first_epoch = 0
+    first_epoch, validates = 0, True   # False: there is no validation part, and its loader shows the training part
     def one_batch(self, i, b):
         try: super().one_batch(i, b)
         finally: self._tell("leave")
@@ -129,6 +129,9 @@ class ResumableLearner(Learner):
         try: return super().fit(*args, **kwargs)
         except KeyboardInterrupt: raise Stopped(f"stopped in epoch {self.epoch + 1} of {self.n_epoch}") from None
         finally: self._tell("end")
+
+    def _do_epoch_validate(self, ds_idx=1, dl=None):
+        if self.validates or dl is not None: super()._do_epoch_validate(ds_idx, dl)
 
     def _tell(self, what):
         "Call a method of every callback that has it"
@@ -214,6 +217,7 @@ def attribute_learner(
     **kwargs,          # of fastai's `Learner`
 ) -> ResumableLearner:
     "A Learner for attributes, ready for `fit_one_cycle`, `fit_recipe`, `lr_find`, `show_results`"
+    if precision == "float16" and torch.device(dls.device or default_device()).type == "cpu": raise ValueError("float16 is for graphics cards: on a CPU pass bfloat16, float32 or auto")
     keep_freed_memory()
     loss = loss_func or getattr(model, "loss", None) or masked_bce
     dtype, seconds = measured_precision(dls, model, loss) if precision == "auto" else (precision, {})
@@ -233,12 +237,11 @@ def _silent(*args): pass
 
 def epoch_log(
     learn: Learner,
-    validated: bool = True,   # False: there is no validation part, and what was measured in its place was trained on
 ) -> pd.DataFrame:
-    "One row per epoch: losses and metrics; NaN where nothing was validated"
-    rows = [list(v) for v in learn.recorder.values]
-    log = pd.DataFrame(rows, columns=learn.recorder.metric_names[1:-1]).rename_axis("epoch").reset_index()
-    return log if validated else log[["epoch", "train_loss"]].reindex(columns=log.columns)
+    "One row per epoch: losses and metrics; NaN where nothing was validated (`ResumableLearner.validates`)"
+    columns = learn.recorder.metric_names[1:-1]
+    rows = [[*v, *[float("nan")]*(len(columns) - len(v))] for v in map(list, learn.recorder.values)]
+    return pd.DataFrame(rows, columns=columns).rename_axis("epoch").reset_index()
 
 def _precision_callbacks(dtype):
     return dict(float32=[], bfloat16=[Autocast()], float16=[HalfPrecision()])[dtype]

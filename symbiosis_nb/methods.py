@@ -19,7 +19,7 @@ from .code import remember
 from .core import DataError
 from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
-from .models.abstraction import AbstractionNet, DualPath
+from .models.abstraction import AbstractionNet, DualPath, PhotoNet
 from .models.backbones import Backbone, backbone
 from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
 from .models.gating import SSGNet
@@ -263,7 +263,7 @@ def _abstraction(name, title, printed, build, **kwargs):
     return Method(name, "abstraction", title, build, rows, trunk="resnet50", size=(224, 224), weights="imagenet", recipe=ABSTRACTION_RECIPE,
                   sets=dict(LFWA=ABSTRACTION_LFWA), **kwargs)
 
-def _original(b): return _with_loss(AvgPool(b.trunk(), b.n), **b.options)
+def _original(b): return _with_loss(PhotoNet(b.trunk(), b.n), **b.options)
 def _abstracted(b): return _with_loss(AbstractionNet(b.trunk(), b.n), **b.options)
 def _dual_path(b): return _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.options))
 

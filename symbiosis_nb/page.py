@@ -46,7 +46,7 @@ def _cell(value) -> str:
 def _plain(cell: str) -> str: return html.unescape(re.sub("<[^>]+>", "", cell))
 def _numbers(cells) -> bool:
     "Whether a column is right to be set as numbers: none of its cells is a phrase"
-    return all(re.fullmatch(r"[<+−\-\d.,%:\s\[\]±•]*|[\d.]+ ± [\d.]+ over seeds", _plain(c)) for c in cells)
+    return all(re.fullmatch(r"[<+−\-\d.,%:\s\[\]±•]*|[\d.]+ ± [\d.]+, [\d.]+ to [\d.]+ over seeds", _plain(c)) for c in cells)
 
 def _width(cells, numbers) -> float:
     "How wide a column is, in letters' heights"
@@ -165,7 +165,7 @@ def scores_html(card: Card) -> str:
     "Mean scores with their intervals, the best first, below the rows that need no network"
     found, out = card.scores(), {}
     for metric in ("AP", "accuracy", "balanced_accuracy"):
-        spread = [f" ± {s} over seeds" if s else "" for s in found[f"{metric} ± seeds"]]
+        spread = [f" ± {s}, {r} over seeds" if s else "" for s, r in zip(found[f"{metric} ± seeds"], found[f"{metric} range"])]
         out[_METRIC[metric]] = [_small(v, f"{i}{s}") for v, i, s in zip(found[metric], found[f"{metric} 95 %"], spread)]
     more = {c: found[c] for c in ("AUROC", "precision", "recall", "F1", "seeds") if c in found}
     return table_html(pd.DataFrame(out | {c: v.values for c, v in more.items()}, index=found.index))
@@ -206,7 +206,8 @@ def printed_html(printed: pd.DataFrame) -> str:
 def main_blocks(card: Card, variant: str | None, claims=None):
     "(heading, explanation, HTML, folded) of scores, comparisons, claims, printed numbers and notes, where they apply"
     resampled = f"Intervals resample {card.covers}."
-    why = f"Percent, on the test split, with validation-selected weights; in brackets 95 % intervals. {resampled}"
+    plain = f" {card.title(card.baseline)} is the plain network of the same trunk and training." if card.baseline == "avg_pool" and card.baseline in card.methods else ""
+    why = f"Percent, on the test split, with validation-selected weights; in brackets 95 % intervals. {resampled}{plain}"
     yield "Scores", why, scores_html(card), False
     if len(leaders := card.leaders()):
         why = "The best by mean AP against each of the next, in points. It was chosen after looking, so these intervals hold together."
@@ -258,13 +259,14 @@ def attribute_blocks(card: Card, variant: str | None):
     alt = f"Average precision of {joined(told)} for each of {len(labels[0])} attributes; the numbers stand in the table below."
     why = f"Average precision of {joined(told)}; the grey mark is the prevalence, which a constant answer gets."
     yield "Scores of a few methods", why, figure_html(plot.attribute_dots(first, floor=floor, chosen=told), alt=alt), False
-    for metric, name in _METRIC.items():
+    for metric, name in (_METRIC | dict(AUROC="area under the ROC curve")).items():
         shown = card.attributes(metric, True, variant)
         ours = [card.title(m) for m in card.ranked]
         shown = shown[ours + [c for c in shown if c not in ours]].rename_axis("attribute")
-        yield f"{name.capitalize()}, all attributes", f"Percent. {SAYS[card.kind]}", table_html(shown), True
-    means = card.groups()[[card.title(m) for m in card.ranked]]
-    yield "By group", "Average precision, means over groups of attributes, percent.", table_html(means.rename_axis("group")), False
+        yield f"{name[0].upper()}{name[1:]}, all attributes", f"Percent. {SAYS[card.kind]}", table_html(shown), True
+    for metric, name in _METRIC.items():
+        means, first = card.groups(metric)[[card.title(m) for m in card.ranked]].rename_axis("group"), metric == "AP"
+        yield "By group" if first else f"By group, {name}", f"{name.capitalize()}, means over groups of attributes, percent.", table_html(means), not first
 
 def localisation_blocks(card: Card, means: pd.DataFrame, per_attribute: pd.DataFrame):
     "Where the models look, from the frames of `localisation_table`"
@@ -314,6 +316,9 @@ def training_blocks(card: Card):
 
 def protocol_blocks(card: Card):
     "Logic, cost, protocol"
+    if len(labels := card.open_labels()):
+        why = "Average precision in percent: unspecified labels ignored, as everywhere on this page, and counted as negative, as others do. Never one column."
+        yield "Labels that nobody specified", why, table_html(by_score(card, labels)), False
     if len(logic := card.logic()):
         why = "Test images that contradict themselves (percent), in the labels and in the predictions."
         pairs = [f"{words(a)} and {words(b)}" for a, b in zip(logic["first"], logic["second"])]
@@ -355,12 +360,13 @@ def picture_blocks(
 @patch
 def measured(self: Card) -> str:
     "What was measured on what"
-    seeds, c, p, r = sorted({len(self.of(m)) for m in self.methods}), self.counts, self.runs[0].config["profile"], self.runs[0]
-    people = "" if r.identity is None else f" images of {len(np.unique(r.identity)):,} people"
+    seeds, c, r, profiles = sorted({len(self.of(m)) for m in self.methods}), self.counts, self.runs[0], [q.config["profile"] for q in self.runs]
+    named, sizes = dict.fromkeys(p["name"] for p in profiles), dict.fromkeys("{} x {}".format(*p["size"]) for p in profiles)
+    people = "" if r.identity is None else f" {self.samples} of {len(np.unique(r.identity)):,} people"
     many = "one seed each" if seeds == [1] else f"{joined(map(str, seeds), 'or')} seeds each"
     methods = "One method" if len(self.methods) == 1 else f"{len(self.methods)} methods"
-    return (f"{methods} on {self.table.name}, {many}: trained on {c['train']:,} images, selected on {c['valid']:,}, measured on "
-            f"{c['test']:,}{people or ' images'}; profile {p['name']}, input {p['size'][0]} x {p['size'][1]}.")
+    return (f"{methods} on {self.table.name}, {many}: trained on {c['train']:,} {self.samples}, selected on {c['valid']:,}, measured on "
+            f"{c['test']:,}{people or f' {self.samples}'}; profile {joined(named)}, input {joined(sizes)}.")
 
 def _ties(self, best) -> str:
     "What a comparison with the next ones says of the best"

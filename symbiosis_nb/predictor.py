@@ -24,6 +24,7 @@ from .core import DataError, as_path, atomic_write, default_device
 from .data import crops
 from .data.loaders import middle, normalize
 from .data.pictures import Opener, open_picture
+from .data.pixels import WHOLE, View
 from .kept import Run
 from .learner import ResumableLearner, attribute_logits
 from .methods import Build, family, method_of
@@ -82,11 +83,13 @@ class Look:
     redetect: bool = False    # the face is found again in the turned picture
     faces: str = "template"   # where the face is: the "template" box, "centre", "detected", or "annotated" (detection stands in for that)
     margin: float = 1.        # the picture is made so much larger than the model sees, which is its middle
+    cut: View = WHOLE         # how pictures were cut before they were resized; applied where it cuts all alike
 
     def __call__(self, image: Image.Image, face=None) -> np.ndarray:  # (H, W, 3), or (K, H, W, 3) when stacked
         "What the model sees of a picture, or of one face in it"
         if self.schemes: return self._crops(*self._face_of(image, face))
         shown = image if face is None else self.framed(image, face)
+        if self.cut.alike and self.cut.crop: shown = self.cut.crop(shown, 0)
         whole = tuple(round(s*self.margin) for s in self.size)
         return _middle(np.asarray(shown.resize(whole[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0)), self.size)
 
@@ -260,6 +263,7 @@ def _look_at(self: Predictor, source, name, aligned, on_bad, bad, said):
 def _warn(self: Predictor, aligned, said=()):
     "Say what is strange about the pictures, and about asking this predictor for photographs"
     if not aligned and self.origin.drawn: warnings.warn(str(self.origin))
+    if not self.look.cut.alike: warnings.warn(f"the pictures learnt from were each cut in a way of their own ({self.look.cut.name}): cut these likewise first")
     if said: warnings.warn("; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else ""))
 
 @patch
@@ -308,9 +312,10 @@ def from_learner(cls: Predictor,
     margin = field.store.shape[0]/size[0] if field.crop else 1.
     model = getattr(learn.model, "_orig_mod", learn.model).eval()
     device = next(model.parameters()).device
+    cut = WHOLE if dl.shows.frame == "box" else getattr(field.store, "view", None)   # boxes go without saying
     frame, opener, origin = dl.shows.frame, dl.shows.opener, Origin(type(model).__name__, dl.shows.name, (dl.shows.name,))
     logits = lambda x: attribute_logits(model(x.to(device))).float().cpu()
-    ask = cls(logits, dl.vocab.names, size, Look(size, frame, margin=margin), opener=opener, origin=origin)
+    ask = cls(logits, dl.vocab.names, size, Look(size, frame, margin=margin, cut=cut if isinstance(cut, View) else WHOLE), opener=opener, origin=origin)
     ask.model = WithHelper(model)
     return ask
 
@@ -359,6 +364,7 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
     if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
     if (drawn := getattr(self.model, "wants", None)) and tuple(drawn) != tuple(self.size):
         raise ValueError(f"this model draws from pictures of {drawn}, and ONNX has those of {self.size} alone: use the run folder")
+    if self.look.cut.crop and self.look.cut.alike: raise ValueError(f"this model's pictures were cut by {self.look.cut.name}, which the file would not know: use the predictor itself")
     x, batch = torch.zeros(2, 3, *self.size), torch.export.Dim("batch")
     learned = json.dumps([self.origin.method, self.origin.data, list(self.origin.learned)])
     about = dict(origin=learned, names=json.dumps(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame, margin=str(self.look.margin),

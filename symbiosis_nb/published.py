@@ -38,7 +38,7 @@ MISPRINTS = (
     dict(where=dict(paper="blan", table="8", method="BLAN (w/ OS)", note="train:test=50:50"), corrected="87.13",
          mark="87.13 in Tables 3, 6, 7 and 9; 87.03 is the cell alpha 0.1, beta 0.01 of Table 6"),
     dict(where=dict(paper="blan", table="10", method="PaW [18]", metric="acc"), corrected="91.23", mark="91.23 in Table 3"),
-    dict(where=dict(paper="blan", table="3", method="AFFAIR [10]", dataset="LFWA"), corrected="86.13",
+    dict(where=dict(paper="blan", table="3", method="AFFAIR [10]", dataset="LFWA"), corrected=None,
          mark="86.13 in the symbiosis paper: digits swapped in one of the two"),
     dict(where=dict(paper="blan", table="10", method="BLAN", metric="params_m"), corrected=None,
          mark="38.34 M cannot be met by the configuration the paper describes (about 41.1 M)"),
@@ -80,22 +80,22 @@ def published(
     return frame.assign(value=frame.printed.astype(float)).reset_index(drop=True)
 
 # %% ../nbs/23_published.ipynb #0dd2a01a
-UNITS = dict(err="accuracy", acc="accuracy", ap="AP", balanced_acc="balanced_accuracy", precision="precision", recall="recall", f1="f1")
+UNITS = dict(err="accuracy", acc="accuracy", ap="AP", balanced_acc="balanced_accuracy", precision="precision", recall="recall", f1="F1")
 
 def golden(
     rows,                  # pairs of (paper, table, printed method name), as in `Method.rows`
     dataset: str = "CelebA",
     variant: str | None = None,  # "original", "aligned" (printed as precropped or aligned), or None for every one
-) -> pd.DataFrame:         # paper, table, method, variant, attribute, metric (ours), value in percent, misprint
+) -> pd.DataFrame:         # paper, table, method, variant, attribute, metric (ours), value in percent, printed digits, misprint
     "The printed numbers of one method, in the names of `metrics`, in percent"
     parts = [published(paper, table, method=name, dataset=dataset) for paper, table, name in rows]
     frame = pd.concat(parts) if parts else published().iloc[:0]
     frame = frame[frame.metric.isin(UNITS)]
     frame = frame.assign(variant=frame.split_variant.replace({"precropped": "aligned"}))
     if variant is not None: frame = frame[frame.variant.isin([variant, ""])]
-    frame["value"] = frame.value.where(frame.metric != "err", 100 - frame.value).round(4)
+    frame["value"], frame["digits"] = frame.value.where(frame.metric != "err", 100 - frame.value).round(4), [len(v.partition(".")[2]) for v in frame.printed]
     frame["metric"] = frame.metric.map(UNITS)
-    return frame[["paper", "table", "method", "variant", "attribute", "metric", "value", "misprint"]].reset_index(drop=True)
+    return frame[["paper", "table", "method", "variant", "attribute", "metric", "value", "digits", "misprint"]].reset_index(drop=True)
 
 # %% ../nbs/23_published.ipynb #6b1dd0f8
 def own_spelling(

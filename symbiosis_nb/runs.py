@@ -53,6 +53,7 @@ def _empty(folder):
 
 def _train_along(job, folder):
     "What torchrun's other processes do: the first one locks and writes; when it fails, torchrun ends all"
+    while job.again and is_finished(folder, FILES): time.sleep(.2)   # until the first one has emptied it
     if not is_finished(folder, FILES): _make(job, folder)
     while not is_finished(folder, FILES): time.sleep(.2)
     return Run(folder, job.called or job.method.name)

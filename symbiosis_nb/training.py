@@ -114,6 +114,7 @@ def who_is_shown(
 def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4" (of those that people count: the first is 1)
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
     p = job.profile
+    _check_loss(job)
     with _stoppable(job), seeded(job.seed): ready = prepare(_of_one_process(job))   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
     with _stoppable(job), seeded(job.seed):
@@ -128,26 +129,30 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         if parsing is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
-    finish(job, folder, arrays, epoch_log(learn, bool(chosen)), learn.model, costs, **more)
+    finish(job, folder, arrays, epoch_log(learn), learn.model, costs, **more)
     return checkpoint.news
 
 # %% ../nbs/32a_training.ipynb #4a212ee8
 def _trained(job, ready, folder):
     "A learner after training, with the callbacks that know what happened"
     p, model = job.profile, build_model(job, ready.n_regions).to(default_device())
-    if p.loss and hasattr(model, "loss"):
-        raise ValueError(f"{job.method.name} has a loss of its own: loss={p.loss!r} is for methods trained by plain cross-entropy")
     if job.start is not None:
         left = start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
         if p.recipe.epochs_on(1) == 0: _same_network(job, left)
     metrics = [*default_metrics(), *job.need.metrics(ready)]
     learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
+    learn.validates = _monitor(job) is not None
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
         recipe = p.recipe if selection.monitor else replace(p.recipe, patience=None)   # nothing to wait for
         try: learn.fit_recipe(recipe, cbs=[selection, clock, checkpoint, Bar(f"{job.method.name}, seed {job.seed}")])
         except KeyboardInterrupt: raise Stopped(_stopped(job, learn, checkpoint)) from None
     return learn, selection, clock, checkpoint
+
+def _check_loss(job):
+    "Raise `ValueError` where a loss is asked for that the model would not take, before anything is trained for it"
+    if job.profile.loss and hasattr(build_model(job), "loss"):
+        raise ValueError(f"{job.method.name} has a loss of its own: loss={job.profile.loss!r} is for methods trained by plain cross-entropy")
 
 def _of_one_process(job):
     "The job with the part of a batch that one of torchrun's processes takes, so that a pass has as many steps; raises `ValueError` where it cannot be parted"

@@ -611,7 +611,7 @@ def _part_files(anno):
     for path in list_images(anno, deep=True).values():
         number, _, part = path.stem.partition("_")
         if number.isascii() and number.isdigit() and part in CELEBAMASK.names: found.setdefault(str(int(number[:9])), {})[part] = path
-    return found
+    return {number: {p: parts[p] for p in CELEBAMASK.names if p in parts} for number, parts in found.items()}   # not in the folder's order
 
 # %% ../../nbs/03_data.official.ipynb #a3b3e851
 def _mapping(path):

@@ -9,7 +9,7 @@ __all__ = ['UNSUPPORTED', 'SOFT', 'DRAWN', 'CODECS', 'NO_FACE', 'WHOLE', 'ArrayS
 # %% ../../nbs/06_data.pixels.ipynb #9653770c
 import errno, io, os, shutil, zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Callable
@@ -32,6 +32,7 @@ class ArrayStore:
     data: object         # (N, ...) memory map, read only; or `Packed`
     ok: np.ndarray       # (N,) bool: False for rows that could not be made
     problems: list       # what was wrong with the bad rows
+    view: object = None  # of pictures: the `View` that they were cut by
 
     def __len__(self): return len(self.data)
 
@@ -193,7 +194,6 @@ def _may_be_mended(folder):
     problems = read_json(folder/"meta.json")["problems"]
     return any(not p.endswith(NO_FACE) for p in problems) and os.access(folder, os.W_OK)
 
-
 # %% ../../nbs/06_data.pixels.ipynb #849ebac4
 def _build(folder, name, key, full, dtype, make, chunk, desc, codec):
     "Compute what is missing, then say that the store is complete"
@@ -234,8 +234,9 @@ class View:
     name: str = "whole"             # part of the store's key: another crop needs another name
     crop: Callable | None = None    # (image, i) -> image; None takes the whole image
     rows: int | None = None         # samples that it knows; None: any
+    alike: bool = False             # whatever the sample, so that other pictures are cut by it too
 
-WHOLE = View()
+WHOLE = View(alike=True)
 
 def box_view(
     boxes: np.ndarray,   # (N, 4) x, y, width, height in pixels of the file; a row of NaN means the whole image
@@ -264,7 +265,7 @@ def pad_view(
         if not dy and not dx: return image
         if pixels.ndim == 2: return Image.fromarray(np.pad(pixels, pad, constant_values=255))
         return Image.fromarray(np.pad(pixels, (*pad, (0, 0)), mode="edge"))
-    return View(f"pad{size[0]}x{size[1]}", crop)
+    return View(f"pad{size[0]}x{size[1]}", crop, alike=True)
 
 # %% ../../nbs/06_data.pixels.ipynb #dd75cc3e
 def _decode(path, i, size, view, dtype, read):
@@ -314,7 +315,7 @@ def pixel_store(
     if store.problems and on_bad != "skip":
         words = f"{len(store.problems)} of {len(paths)} images cannot be used; mend them, or leave them out with on_bad='skip'"
         raise DataError(words, store.problems)
-    return store
+    return replace(store, view=view)
 
 # %% ../../nbs/06_data.pixels.ipynb #998004a6
 @dataclass
@@ -339,6 +340,11 @@ class SizedStore:
     def digest(self) -> str: return digest(self.native.digest, list(self.size), list(self.box), *([] if self.smooth else ["skipping"]))
 
     @property
+    def whole(self) -> bool: return self.box == (0., 0., *map(float, self.native.shape[1::-1]))
+    @property
+    def view(self) -> View: return self.native.view if self.whole else View(f"box {self.box}")
+
+    @property
     def matrix(self) -> torch.Tensor:  # (2, 3)
         "Places of the result, from -1 to 1, as places of the native picture"
         (H, W), (x, y, w, h) = self.native.shape[:2], self.box
@@ -347,8 +353,7 @@ class SizedStore:
     def shrunk(self, x: torch.Tensor) -> torch.Tensor:
         "Native pictures (B, 3, H, W), averaged: the whole to its wanted size, for a crop by whole factors, so that sampling skips no pixel"
         native, box = self.native.shape[:2], self.box[:1:-1]
-        whole = self.box == (0., 0., *map(float, native[::-1]))
-        size = tuple(min(n, s) if whole else max(1, n//max(1, int(b/s))) for n, s, b in zip(native, self.size, box))
+        size = tuple(min(n, s) if self.whole else max(1, n//max(1, int(b/s))) for n, s, b in zip(native, self.size, box))
         if not self.smooth or size == native: return x
         if x.device.type == "cpu": return F.interpolate(x, size, mode="bilinear", antialias=True)   # bytes, as Pillow rounds them
         return F.interpolate(x.float(), size, mode="bilinear", antialias=True).round()              # elsewhere only numbers can be averaged

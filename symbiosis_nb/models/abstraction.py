@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'abstraction_image', 'recovered_regions', 'ReflectBlock', 'GlobalGenerator', 'halve', 'LocalEnhancer',
-           'PatchDiscriminator', 'MultiscaleDiscriminator', 'init_gan', 'fusion_units', 'DualPath', 'needs_abstraction',
-           'AbstractionNet']
+           'PatchDiscriminator', 'MultiscaleDiscriminator', 'init_gan', 'fusion_units', 'DualPath', 'new_head',
+           'needs_abstraction', 'PhotoNet', 'AbstractionNet']
 
 # %% ../../nbs/17_models.abstraction.ipynb #e8c1b4a5
 import torch
@@ -189,7 +189,7 @@ class DualPath(AttributeModel):
         self.abstraction, self.fuse, c = abstraction, fuse, a[-1]
         make_norm = nn.BatchNorm1d if norm else nn.Identity
         self.bn_photo, self.bn_abstraction = make_norm(c), make_norm(c)
-        self.head, self.last = _head(2*c, n_attributes), nn.Identity()   # the fused last map passes here, for Grad-CAM
+        self.head, self.last = new_head(2*c, n_attributes), nn.Identity()   # the fused last map passes here, for Grad-CAM
         fusion_units(photo, fuse)   # a wrong `fuse` is told now
 
     def abstraction_maps(self, a: Tensor) -> list:
@@ -216,8 +216,8 @@ class DualPath(AttributeModel):
         return [*pairs, [p for p in self.parameters() if id(p) not in apart]]
 
 # %% ../../nbs/17_models.abstraction.ipynb #b4bb6ab5
-def _head(cin, n):
-    "The classifier, N(0, 0.01) (abstraction, 6; the paper is silent)"
+def new_head(cin, n):
+    "The classifier of all three rows, N(0, 0.01) (abstraction, 6; the paper is silent)"
     head = nn.Linear(cin, n)
     nn.init.normal_(head.weight, 0, .01); nn.init.zeros_(head.bias)
     return head
@@ -230,7 +230,16 @@ def needs_abstraction(
     if abstraction is not None: return abstraction
     raise ValueError(f"{type(model).__name__} needs abstraction images (B,3,H,W) beside the photographs: pass them")
 
-class AbstractionNet(AvgPool):
-    "Average pooling on the abstraction image; the photograph is not looked at (abstraction, 4, row Abstraction)"
+class PhotoNet(AvgPool):
+    "Average pooling on the photograph (abstraction, 4, row Original), which starts as the dual path does"
+    def __init__(self,
+        backbone: Backbone,  # the trunk
+        n_attributes: int,   # NA
+    ):
+        super().__init__(backbone, n_attributes)
+        self.head = new_head(backbone.channels[-1], n_attributes)
+
+class AbstractionNet(PhotoNet):
+    "The same on the abstraction image; the photograph is not looked at (abstraction, 4, row Abstraction)"
     def forward(self, x: Tensor, abstraction: Tensor | None = None) -> Tensor:  # both (B,3,H,W) -> (B,NA)
         return super().forward(needs_abstraction(self, abstraction))

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from .. import metrics as M
+from ..code import code_digest
 from ..core import DataError, default_device, digest, folder_lock
 from ..data import crops
 from ..data.parts import tuning_apart
@@ -218,7 +219,8 @@ def generator_config(table: ParsingTable, profile: Profile, seed: int = 0) -> di
     g = profile.generator
     own_marks = g.frame == "celeba" and table.landmarks is not None
     marks = dict(landmarks=digest(np.asarray(table.landmarks))) if own_marks else {}
-    return {**g.plain(), "size": list(g.size_for(profile.size)), "data": table.name, "data_digest": table.digest, "seed": seed, **marks}
+    return {**g.plain(), "size": list(g.size_for(profile.size)), "data": table.name, "data_digest": table.digest, "seed": seed,
+            "code": code_digest([GlobalGenerator, Adversary]), "precision": profile.precision, **marks}
 
 def _train_generator(table, profile, config, folder):
     with seeded(config["seed"]): _train_seeded(table, profile, config, folder)
@@ -228,6 +230,7 @@ def _train_seeded(table, profile, config, folder):
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
     learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, g.matching, path=folder, precision=profile.precision)
+    learn.validates = bool((table.split == "valid").any())
     with learn.no_bar(), learn.no_logging():
         learn.fit_recipe(g.recipe, cbs=[Sheet(folder/"progress.png"), Checkpoint(folder/"checkpoint.pt")])
     frame, l1 = generator_scores(model.generator.eval(), dls[2], table, config)

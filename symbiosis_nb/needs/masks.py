@@ -16,6 +16,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import nn
 
+from ..code import code_digest
 from ..core import DataError, default_device, digest, file_said, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
 from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store
@@ -116,7 +117,7 @@ def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=
     trunk = profile.backbone if profile.parser == "aspp" else None
     return dict(parser=profile.parser, backbone=trunk, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
+                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder]), precision=profile.precision, recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
 
 def _parsing_dls(table, image, labels, recipe):
     valid = "valid" if (table.split == "valid").any() else "train"
@@ -130,6 +131,7 @@ def _train_seeded(table, profile, config, weights, folder):
     recipe, (image, labels) = profile.parser_recipe, parsing_fields(table, profile.size)
     net = PARSERS[profile.parser](len(table.regions), {**config, "weights": weights}).to(default_device())
     learn = parsing_learner(_parsing_dls(table, image, labels, recipe), net, len(table.regions), path=folder, precision=profile.precision)
+    learn.validates = bool((table.split == "valid").any())
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
     held_out = measured_on(table.split)
     test = parsing_loader(table, [image], labels, held_out, recipe.bs, device=default_device())

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'ELSEWHERE', 'Job', 'method_code', 'resolve', 'job_options',
            'weights_for', 'moves_said', 'paper_recipe', 'helper_recipes', 'departures', 'check_beside']
 
 # %% ../nbs/31f_jobs.ipynb #952a75a4
-import json
+import json, re, shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .data.columns import plain_size
 from .data.tables import AttributeTable
 from .kept import Run
 from .losses import balance_weights
-from .methods import METHODS, OURS, VARIANTS, Method, get_method
+from .methods import METHODS, OURS, VARIANTS, Method, get_method, printed_set
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import NATIVE, Need, uses_native
 from .recipes import Profile, fine_tuning, make_profile, read_settings
@@ -163,10 +163,13 @@ def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
 ) -> AttributeTable:
-    "The first samples of every split; the whole table when `limit` is None"
+    "Of every split of the papers' sets the first samples, of one's own, which may be sorted, some from all over; the whole table when `limit` is None"
     if limit is None: return table
-    rows = [np.flatnonzero(table.split == s)[:limit if s == "train" else max(1, limit//2)] for s in ("train", "valid", "test")]
-    return table.take(np.sort(np.concatenate(rows)))
+    def some(split):
+        rows, n = np.flatnonzero(table.split == split), limit if split == "train" else max(1, limit//2)
+        if len(rows) <= n or printed_set(table.name, table.names): return rows[:n]
+        return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)]
+    return table.take(np.sort(np.concatenate([some(s) for s in ("train", "valid", "test")])))
 
 # %% ../nbs/31f_jobs.ipynb #3c5d6499
 def make_job(
@@ -222,11 +225,12 @@ def weights_for(
     given: str = "",   # "general_to_specific=vgg_face.pth pse_a=alexnet.safetensors", one file for all, or "scratch"
 ) -> str | None:
     "The weights that were given for a method, by its name or its paper's; raises `ValueError` for a name that is neither"
-    pairs = dict(w.split("=", 1) for w in given.split() if "=" in w)
-    m = get_method(method)
-    known = {*METHODS, *VARIANTS, *(x.paper for x in METHODS.values())}
-    if unknown := set(pairs) - known: raise ValueError(f"weights for {', '.join(sorted(unknown))}: neither a method nor a paper")
-    rest = [w for w in given.split() if "=" not in w]
+    m, known = get_method(method), {*METHODS, *VARIANTS, *(x.paper for x in METHODS.values())}
+    said = shlex.split(given.replace("\\", "\\\\"))   # a path with spaces in quotes; Windows' strokes stay
+    pairs = dict(w.split("=", 1) for w in said if re.match(r"\w+=", w))
+    if unknown := set(pairs) - known: raise ValueError(f"weights for {', '.join(sorted(unknown))}: neither a method nor a paper. A path with spaces or = stands in quotes after its name: pse='/my files/a.pth'")
+    rest = [w for w in said if not re.match(r"\w+=", w)]
+    if commas := [w for w in (*pairs.values(), *rest) if "," in w and "=" in w]: raise ValueError(f"weights: {commas[0]!r}: starts are separated by spaces, not by commas")
     if len(rest) > 1: raise ValueError(f"weights: one file for all, or a name before each, as in \"pse={rest[0]} ssp={rest[1]}\"")
     return pairs.get(method) or pairs.get(m.paper) or (rest[0] if rest else None)
 

@@ -25,6 +25,7 @@ from .data.tables import AttributeTable
 from .methods import method_of
 from .kept import NoWeights, Run, keep_arrays
 from .predictor import load_model
+from .vocab import CELEBA
 
 # %% ../nbs/40_localize.ipynb #959ff6f6
 class _Keep:
@@ -191,10 +192,11 @@ def every_row(
 def true_labels(
     table: AttributeTable,   # a synthetic set, or some of its rows
 ) -> np.ndarray:             # (N, NA) uint8
-    "What is really in a synthetic set's pictures, row by row; raises `DataError` for other sets"
-    root = synthetic_root(table)
-    row = {Path(p).name: i for i, p in enumerate(read_faces(root).paths)}
-    return clean_labels(root)[[row[Path(p).name] for p in table.paths]]
+    "What is really in a synthetic set's pictures, row by row; raises `DataError` for other sets, and for attributes that are not drawn"
+    root = synthetic_root(table); drawn = read_faces(root)
+    if lost := [n for n in table.names if n not in drawn.names]: raise DataError(f"{table.name}: {', '.join(lost[:3])} is not drawn, so nobody knows what is really there")
+    row = {Path(p).name: i for i, p in enumerate(drawn.paths)}
+    return clean_labels(root)[[row[Path(p).name] for p in table.paths]][:, [list(drawn.names).index(n) for n in table.names]]
 
 def localisation_table(
     runs: list,              # finished runs on one synthetic table
@@ -203,6 +205,7 @@ def localisation_table(
     limit: int = 400,        # test pictures used
 ) -> tuple:                  # frame method -> pointing, overlap (means over local attributes, percent); frame attribute x method, pointing
     "How right the runs look: methods beside chance and a centre prior, on pictures that really have the attribute"
+    if tuple(table.names) != CELEBA.names: raise DataError(f"{table.name}: cues are known for the drawn set's own forty attributes, in their order")
     part = table.take(np.flatnonzero(table.split == "test")[:limit])
     names, labels = [Path(p).name for p in part.paths], true_labels(part)
     frames = {r.method: localisation(looks(r.folder), unseen(r, table, slice(limit)), seen_cues(cues, margin_of(r)), names, labels)

@@ -19,9 +19,13 @@ from .vocab import AttributeVocab
 
 # %% ../nbs/21_metrics.ipynb #f76e1d77
 def _prepare(scores, labels, known, weight):
-    "Float arrays with weights of shape (R, N) and known as float"
+    "Float arrays with weights of shape (R, N) and known as float; raises `ValueError` for what cannot be measured"
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    known = np.ones(scores.shape) if known is None else np.asarray(known, np.float64)
+    known = ~np.isnan(labels) if known is None else np.asarray(known)
+    if not scores.shape == labels.shape == known.shape: raise ValueError(f"scores are {scores.shape}, labels {labels.shape}, known {known.shape}: give the same shape")
+    if np.isnan(scores).any(): raise ValueError(f"{np.isnan(scores).sum():,} scores are NaN: nothing can be said of them")
+    if not np.isin(labels[known > 0], (0, 1)).all(): raise ValueError("labels are 0 or 1 where they are known: give `labels > 0` for -1 and 1")
+    known = known.astype(np.float64)
     weight = np.ones(len(scores)) if weight is None else np.asarray(weight)
     return scores, np.where(known > 0, labels, 0.), known, np.atleast_2d(weight), weight.ndim == 1
 
@@ -126,7 +130,7 @@ def instance_scores(
 
 def f1(precision: float, recall: float) -> float:
     "Harmonic mean of two averages"
-    return 2*precision*recall/(precision + recall) if precision + recall > 0 else 0.
+    return 2*precision*recall/(precision + recall) if precision + recall != 0 else 0.   # NaN stays
 
 # %% ../nbs/21_metrics.ipynb #c1ec84a6
 TUNED = dict(accuracy=accuracy, balanced_accuracy=balanced_accuracy)  # the scores that depend on a threshold
@@ -219,6 +223,7 @@ def confusion(label, predicted, n_regions: int) -> np.ndarray:  # (R, R) counts:
     "Pixel counts; 255 in `label` does not count"
     label, predicted = np.asarray(label).ravel().astype(np.int64), np.asarray(predicted).ravel().astype(np.int64)
     keep = label < n_regions
+    if (wrong := predicted[keep][(predicted[keep] < 0) | (predicted[keep] >= n_regions)]).size: raise ValueError(f"region {wrong[0]} was predicted, and there are {n_regions}")
     return np.bincount(label[keep]*n_regions + predicted[keep], minlength=n_regions**2).reshape(n_regions, n_regions)
 
 def parsing_frame(matrix: np.ndarray, names) -> pd.DataFrame:  # index: region; columns: accuracy (recall), IoU, F1

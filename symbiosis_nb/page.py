@@ -103,12 +103,12 @@ def bars_column(
     "The cells of a column of `interval_bar`s on one scale"
     number = lambda v: np.nan if v in ("", None) else float(v)
     rows = [tuple(map(number, r)) for r in zip(values, lows, highs)]
-    there = [r for r in rows if not np.isnan(r[0])]
+    there = [r for r in rows if not np.isnan(r).any()]
     if not there: return [""]*len(rows)
     left, right = min(r[1] for r in there), max(r[2] for r in there)
     edge = .03*(right - left) or 1.
     colours = colours or ["currentColor"]*len(rows)
-    return [interval_bar(*r, left - edge, right + edge, c) if not np.isnan(r[0]) else "" for r, c in zip(rows, colours)]
+    return [interval_bar(*r, left - edge, right + edge, c) if not np.isnan(r).any() else "" for r, c in zip(rows, colours)]
 
 def _hex(colour) -> str: return "#" + "".join(f"{round(255*c):02x}" for c in colour)
 def _small(value, said): return Html(f"{escape(value)} <small>{escape(said)}</small>") if said else value
@@ -152,7 +152,7 @@ def best_table(
     leaders = card.leaders(n=n - 1)
     ties = {i.split(" − ", 1)[1] for i in leaders.index[leaders.standing == "tie"]} if len(leaders) else set()
     names, rank = [card.title(m) for m in shown], {m: k + 1 for k, m in enumerate(card.ranked)}
-    text = [_small(percent(v), f"[{percent(l)}, {percent(h)}]") for v, l, h in means]
+    text = [_small(percent(v), span(l, h)) for v, l, h in means]
     colours = [_hex(c) for c in plot.colours(names).values()]
     rows = {"mean average precision (%)": text, "": bars_column(*([100*m[k] for m in means] for k in range(3)), colours),
             "tie with the best": ["tie" if t in ties else "" for t in names]}

@@ -27,7 +27,8 @@ from .data.pictures import Opener, open_picture
 from .data.pixels import WHOLE, View
 from .kept import Run
 from .learner import ResumableLearner, attribute_logits
-from .methods import Build, family, method_of
+from .jobs import method_code
+from .methods import OURS, Build, family, method_of
 from .models.gating import Averaged
 from .models.specific import Joined
 from .needs.masks import is_drawn
@@ -58,11 +59,17 @@ def load_model(
     if m.parts: return Averaged([load_model(r.folder.parent/name) for name in r.done["parts"]]).eval()
     if m.chain: return _chain_model(r)
     p = r.config["profile"]
+    _same_code(r, m)
     helper = m.need.restore(r.folder, p)
     model = m.build(Build(r.vocab, tuple(p["size"]), p["backbone"], p["width"], None, r.done["n_regions"] or 7, r.config["options"], p.get("stride")))
     model.load_state_dict(r.weights())
     model.to(memory_format=torch.channels_last)
     return WithHelper(model, helper).eval().to(default_device())
+
+def _same_code(r, m):
+    "Warn where a method of one's own is another one now than the one that was trained"
+    if m.name in OURS or r.config.get("code") == method_code(m): return
+    warnings.warn(f"{r.folder}: {m.name} was trained by other code, and its weights may mean something else now: train it with again=True, or bring the old code back")
 
 def _chain_model(r):
     "The networks of a chain as one: each attribute from its own, the rest from the joint one"
@@ -153,6 +160,7 @@ def several(
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OUS": single = pictures.ndim < 4
     if isinstance(pictures, torch.Tensor) and pictures.ndim < 4:
         raise DataError(f"a tensor {tuple(pictures.shape)} is no list of pictures: give an array (height, width, 3), `x.permute(1, 2, 0).numpy()`, or a list of them")
+    if not single and not hasattr(pictures, "__iter__"): raise DataError(f"{pictures!r} is no picture: give a path, an image, an array, or several of them")
     many = [pictures] if single else list(pictures)
     if not many: raise DataError("there are no pictures: an empty list was given")
     return many
@@ -316,7 +324,7 @@ def from_learner(cls: Predictor,
     frame, opener, origin = dl.shows.frame, dl.shows.opener, Origin(type(model).__name__, dl.shows.name, (dl.shows.name,))
     logits = lambda x: attribute_logits(model(x.to(device))).float().cpu()
     ask = cls(logits, dl.vocab.names, size, Look(size, frame, margin=margin, cut=cut if isinstance(cut, View) else WHOLE), opener=opener, origin=origin)
-    ask.model = WithHelper(model)
+    ask.model = WithHelper(model).eval()
     return ask
 
 @patch
@@ -361,6 +369,7 @@ def probability_bars(ax, p: pd.Series):
 def to_onnx(self: Predictor, path: str | Path) -> Path:
     "Write the model, with its parser, as one ONNX file; needs the onnx extra"
     import onnx
+    if not hasattr(self, "model"): raise ValueError("this predictor was read from a file: copy that file")
     if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
     if (drawn := getattr(self.model, "wants", None)) and tuple(drawn) != tuple(self.size):
         raise ValueError(f"this model draws from pictures of {drawn}, and ONNX has those of {self.size} alone: use the run folder")

@@ -191,6 +191,7 @@ def read_settings(
 def _setting(word):
     "112x92 is a size, 4 and 1e-3 are numbers, None, True and False themselves, the rest words"
     if re.fullmatch(r"\d+x\d+", word): return tuple(map(int, word.split("x")))
+    if word.lower() in ("true", "false", "none"): return ast.literal_eval(word.capitalize())
     try: return ast.literal_eval(word)
     except (ValueError, SyntaxError): return word
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTANCE', 'MARGINS', 'RULES', 'cluster_weights', 'interval', 'bootstrap', 'mean_known', 'bootstrap_mean',
-           'bootstrap_instances', 'holm', 'mcnemar', 'paired_permutation', 'smallest_gap', 'paired', 'accuracy_gain',
-           'compare', 'simultaneous', 'verdict', 'standing', 'joint_verdict']
+           'bootstrap_instances', 'holm', 'mcnemar', 'paired_permutation', 'smallest_gap', 'paired', 'which_differ',
+           'accuracy_gain', 'compare', 'simultaneous', 'verdict', 'standing', 'joint_verdict']
 
 # %% ../nbs/22_stats.ipynb #81514af9
 import numpy as np
@@ -20,10 +20,11 @@ def cluster_weights(
     n: int,          # number of images
     replicates: int = 1000,
     seed: int = 0,
-) -> np.ndarray:     # (replicates, N) counts, int32
+) -> np.ndarray:     # (replicates, N) counts, int32; NaN where there is one person, or one image, alone
     "Bootstrap weights: how frequently each image is drawn when people are drawn with replacement. Unknown people (-1) are one each"
     who = np.arange(n) if identity is None else told_apart(identity)
     people, which = np.unique(who, return_inverse=True)
+    if len(people) < 2: return np.full((replicates, n), np.nan)   # another person is never drawn: nothing is known of what would be
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(people), np.full(len(people), 1/len(people)), size=replicates)
     return drawn.astype(np.int32)[:, which]
@@ -79,7 +80,7 @@ def bootstrap_instances(
     total = w.sum(1)
     mean = lambda v: np.divide(w @ v, total, out=np.full(len(w), np.nan), where=total > 0)
     p, r = mean(precision), mean(recall)
-    return dict(precision=p, recall=r, F1=np.divide(2*p*r, p + r, out=np.zeros(len(w)), where=p + r > 0))
+    return dict(precision=p, recall=r, F1=np.divide(2*p*r, p + r, out=np.zeros(len(w)), where=p + r != 0))   # NaN stays
 
 # %% ../nbs/22_stats.ipynb #dc7327c4
 def holm(p) -> np.ndarray:  # (K,) adjusted p-values; NaN stays
@@ -109,6 +110,7 @@ def paired_permutation(
 ) -> float:          # two-sided p-value
     "Paired permutation test of a mean difference: under no difference, each person's gain could as well have the other sign"
     gain = np.asarray(gain, float)
+    if np.isnan(gain).any(): return float("nan")
     who = np.arange(len(gain)) if identity is None else np.where(np.asarray(identity) < 0, -np.arange(len(gain)) - 1, identity)
     per_person = np.bincount(np.unique(who, return_inverse=True)[1], weights=gain)
     rng, hits = np.random.default_rng(seed), 0
@@ -132,6 +134,14 @@ def paired(
     "A paired difference with its interval, and the smallest gap that could have been found"
     low, high = interval(drawn, difference)
     return dict(difference=float(difference), low=float(low), high=float(high), smallest_gap=smallest_gap(drawn))
+
+def which_differ(
+    a, b,            # (N, NA) logits of two methods
+    labels, known,   # (N, NA)
+) -> np.ndarray:     # (NA,) 1, 0 or -1
+    "Per attribute: 1 where the first is right more frequently, -1 where the second is, 0 where McNemar's test cannot tell"
+    test = mcnemar((a > 0) == (labels > .5), (b > 0) == (labels > .5), known)
+    return np.sign(test.only_a - test.only_b)*(test.p_holm < .05)
 
 def accuracy_gain(
     scores_a, scores_b,   # (N, NA) logits
@@ -162,6 +172,7 @@ def simultaneous(
     if drawn.shape[1] == 1: return interval(drawn, values, level)
     error, off = np.nanstd(drawn, 0, ddof=1), np.abs(drawn - np.nanmean(drawn, 0))
     off = off[~np.isnan(off).all(1)]
+    if not len(off): return np.full(len(values), np.nan), np.full(len(values), np.nan)
     worst = np.nanmax(np.divide(off, error, out=np.zeros_like(off), where=error > 0), 1)
     reach = np.nanpercentile(worst, 100*level)*error
     return values - reach, values + reach

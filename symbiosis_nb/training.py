@@ -48,6 +48,8 @@ def start_from(
     fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape and not (moved and len(names) in v.shape and not k.startswith("backbone."))}
     if not any(k.endswith("weight") for k in fits):
         raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
+    other = [k for k, v in have.items() if k in want and want[k].shape != v.shape and k.startswith("backbone.")]
+    if other: raise DataError(f"{folder}: {len(other)} tensors of its trunk do not fit this model's ({other[0]}): another trunk or width? Start it from a run with the same")
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'ALONE', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'seeds_said', 'precisions', 'made_how', 'span', 'points', 'p_text', 'joined', 'markdown']
+           'seeds_said', 'precisions', 'made_how', 'about_labels', 'span', 'points', 'p_text', 'joined', 'markdown']
 
 # %% ../nbs/49_wording.ipynb #90387248
 import numpy as np
 import pandas as pd
 
 from . import metrics as M
+from .core import told_apart
 from .data.tables import AttributeTable
 from .kept import Run
 
@@ -92,9 +93,18 @@ def made_how(runs: list) -> list:  # of sentences
 
 ALONE = "trained on LFWA alone, the paper's from CelebA's weights"   # of a row beside a printed number
 
+def about_labels(r: Run) -> list:   # of sentences
+    "What a test part cannot answer: too few people, attributes that all have, or nobody"
+    _, labels, known = r.predictions(); out = []
+    n, who = (len(labels), "picture") if r.clusters is None else (len(np.unique(told_apart(r.clusters))), "person" if r.identity is not None else "picture")
+    if n < 10: out.append(f"The test part shows {n} {who if n == 1 else dict(person='people').get(who, 'pictures')}: {'there is no interval' if n == 1 else 'intervals over so few say little'}.")
+    one = [a for a, y, k in zip(r.vocab.names, labels.T, known.T) if len(set(y[k > 0] > .5)) < 2]
+    if one: out.append(f"In the test part {joined(one[:3])}{' and others' if len(one) > 3 else ''} {'has' if len(one) == 1 else 'have'} one answer only, so their average precision says nothing.")
+    return out
+
 def span(low: float, high: float) -> str:
-    "An interval in percent"
-    return f"[{100*low:.2f}, {100*high:.2f}]"
+    "An interval in percent; empty where there is none"
+    return "" if np.isnan(low) else f"[{100*low:.2f}, {100*high:.2f}]"
 
 def points(x: float) -> str:
     "A difference of shares in points, with its sign; empty when there is none"

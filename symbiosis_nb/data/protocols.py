@@ -26,6 +26,7 @@ def resplit(
     "The same samples in a random split (blan, Table 8); raises `ValueError` for impossible shares, `DataError` when people are unknown"
     if not (0 < train and 0 < test and train + test <= 1):
         raise ValueError(f"shares must be above 0 and at most 1 together, not {train} and {test}")
+    if by not in ("image", "person"): raise ValueError(f"by is 'image' or 'person', not {by!r}")
     if by == "person" and table.identity is None: raise DataError(f"{table.name} has no identities: split it by='image'")
     refuse_enlarged(table)
     unit = np.arange(len(table)) if by == "image" else np.unique(told_apart(table.identity), return_inverse=True)[1]

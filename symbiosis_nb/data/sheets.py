@@ -123,18 +123,26 @@ class Pictures:
     def __init__(self, place: str | Path):
         self.place = as_path(place)
         if not self.place.exists(): raise DataError(f"{self.place}: there is no such folder of pictures")
-        self.whole, self.bare = defaultdict(list), defaultdict(list)
+        self.whole, self.bare, self.folders = defaultdict(list), defaultdict(list), set()
         for name, path in sorted(list_images(self.place, deep=True).items()):
             for key in {name.lower(), stem_of(name).lower()}:
                 self.whole[key].append(path); self.bare[key.rsplit("/", 1)[-1]].append(path)
+            self.folders |= set(name.lower().split("/")[:-1])
 
     def find(self, text: str) -> list:
         "The pictures that a text may mean: one, none, or several"
         parts = [p for p in re.split(r"[/\\]+", text.strip().lower()) if p not in ("", ".")]
-        ends = ("/".join(parts[k:]) for k in range(len(parts)))
-        if found := next((self.whole[e] for e in ends if e in self.whole), None): return found
+        below = next((k for k, p in enumerate(parts[:-1]) if p in self.folders), len(parts) - 1)   # folders of another place, before one that is here
+        ends = ("/".join(parts[k:]) for k in range(below + 1))
+        if found := next((self.whole[e] for e in ends if e in self.whole), None): return self._exact(found, text)
         if len(parts) == 1 and parts[0] in self.bare: return self.bare[parts[0]]
         return self._outside(text.strip())
+
+    def _exact(self, found, text):
+        "Of pictures whose names differ in case alone, the one that is written so"
+        name = re.split(r"[/\\]", text.strip())[-1]
+        same = [p for p in found if name in (p.name, p.stem)]
+        return same if len(same) == 1 else found
 
     def _outside(self, text):
         "A picture elsewhere on the disk, by its whole path or by one that begins at the folder"
@@ -143,7 +151,7 @@ class Pictures:
 
 # %% ../../nbs/04c_data.sheets.ipynb #b442a7fc
 def path_column(sheet: Sheet, files: Pictures) -> str:
-    "The column that holds the pictures, by its values: the one that finds most different ones. Raises `DataError` when none looks so"
+    "The column that holds the pictures, by its values: the one that finds most different ones. Raises `DataError` when none looks so, or two"
     step = max(1, len(sheet)//1000)
     def score(name):
         seen = set(sheet.columns[name][::step]) - {""}
@@ -151,7 +159,11 @@ def path_column(sheet: Sheet, files: Pictures) -> str:
         return sum(map(is_image, found)), len(found), sum(map(is_image, seen))
     scores = {name: score(name) for name in sheet.columns}
     best = max(scores, key=scores.get, default=None)
-    if best and any(scores[best]): return best
+    alike = [name for name, s in scores.items() if s == scores[best]] if best and any(scores[best]) else []
+    meant = lambda name: [files.find(t) for t in sheet.columns[name][::step]]
+    alike = [name for name in alike if name == best or meant(name) != meant(best)]   # a name and a path may both mean the same pictures
+    if len(alike) > 1: raise DataError(f"{sheet.source}: {' and '.join(map(repr, alike))} all name pictures of {files.place}: say which, pictures={alike[0]!r}")
+    if alike: return best
     first = {k: v[0] for k, v in sheet.columns.items()} if len(sheet) else {}
     raise DataError(f"{sheet.source}: no column names pictures of {files.place}; its first row is {short(str(first), 200)}: give images=, their folder")
 

@@ -143,6 +143,7 @@ def prevalence(self: AttributeTable,
     split: str | None = None,  # count only this split
 ) -> np.ndarray:               # (NA,) share of positives among known labels; NaN where none is known
     "How frequent each attribute is"
+    if split not in (None, "train", "valid", "test"): raise ValueError(f"a split is train, valid or test, not {split!r}")
     rows = slice(None) if split is None else self.split == split
     known = self.known[rows].sum(0)
     return np.divide((self.labels[rows]*self.known[rows]).sum(0), known, out=np.full(len(known), np.nan), where=known > 0)

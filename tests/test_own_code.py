@@ -1,0 +1,72 @@
+"A run is found again by everything that decided it: also by values that one's own code uses"
+import importlib
+import sys
+from functools import partial
+
+import pytest
+
+from symbiosis_nb.code import code_digest, function_name
+
+BEFORE = {
+    "a keyword of partial": "from functools import partial\ndef made(b, hidden): pass\nbuild = partial(made, hidden=8)",
+    "what it closed over": "def outer(n):\n    def build(b): return n\n    return build\nbuild = outer(8)",
+    "a constant": "HIDDEN = 8\ndef build(b): return HIDDEN",
+    "a constant of a class": "HIDDEN = 8\nclass Net:\n    def loss(self): return HIDDEN\ndef build(b): return Net()",
+    "a class in a dictionary": "class A:\n    def f(self): return 8\nKINDS = dict(a=A)\ndef build(b): return KINDS['a']()",
+    "an object that is called": "class Builder:\n    def __init__(self, n): self.n = n\n    def __call__(self, b): return self.n\nbuild = Builder(8)",
+    "a default": "def build(b, hidden=8): return hidden",
+    "a module of one's own": "import own_layers_of_the_test as layers\ndef build(b): return layers.make(b)",
+}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    "Text -> what `build` is in a module of it, as another process would import it"
+    monkeypatch.syspath_prepend(str(tmp_path)); monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    def load(text, name="own_method_of_the_test"):
+        (tmp_path/f"{name}.py").write_text(text); sys.modules.pop(name, None); importlib.invalidate_caches()
+        return importlib.import_module(name)
+    yield load
+    for name in ("own_method_of_the_test", "own_layers_of_the_test"): sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("what", BEFORE)
+def test_an_edited_value_is_another_method(what, module):
+    layers = "def make(b): return 8"
+    if "module" in what: module(layers, "own_layers_of_the_test")
+    first, again = (code_digest(module(BEFORE[what]).build) for _ in range(2))
+    if "module" in what: module(layers.replace("8", "32"), "own_layers_of_the_test")
+    edited = code_digest(module(BEFORE[what].replace("8", "32")).build)
+    assert first == again != edited
+
+
+def test_a_comment_is_no_other_method(module):
+    text = BEFORE["a constant"]
+    assert code_digest(module(text).build) == code_digest(module(text + "\n# a word\n").build)
+
+
+def test_objects_that_know_each_other_end(module):
+    text = "class P: pass\na, b = P(), P()\na.other, b.other = b, a\ndef build(x): return a"
+    assert code_digest(module(text).build) == code_digest(module(text).build)
+
+
+def test_a_schedules_constant_is_part_of_its_name(module):
+    names = [function_name(module(f"DROP = {drop}\ndef falls(pct): return DROP\n").falls) for drop in (.5, .001, .5)]
+    assert names[0] == names[2] != names[1] and names[0].startswith("falls [")
+
+
+def test_an_edited_method_is_not_asked_silently(tmp_path, module, monkeypatch):
+    from helpers import picture_table
+    from symbiosis_nb.methods import METHODS, VARIANTS, Method, register
+    from symbiosis_nb.predictor import load_model
+    from symbiosis_nb.runs import run
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    text = ("from symbiosis_nb.models.pooling import AvgPool\nSIGN = 1\nclass Net(AvgPool):\n    def forward(self, x): return SIGN*super().forward(x)\n"
+            "def build(b): return Net(b.trunk(), b.n)")
+    register(Method("mine", "", "Mine", module(text).build))
+    try:
+        r = run("mine", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", precision="float32", limit=None)
+        load_model(r.folder)
+        register(Method("mine", "", "Mine", module(text.replace("SIGN = 1", "SIGN = -1")).build))
+        with pytest.warns(UserWarning, match="trained by other code"): load_model(r.folder)
+    finally: METHODS.pop("mine", None), VARIANTS.pop("mine", None)

@@ -165,7 +165,8 @@ def _length_callbacks(recipe):
 
 def _group_rates(recipe, n):
     "The rate of every parameter group, shallow to deep; a trunk with fewer groups takes the shallowest factor and the deepest ones"
-    if f := recipe.group_lrs: return [recipe.lr*v for v in (f if n == len(f) else (f[0], *f[len(f) - n + 1:]))]
+    if (f := recipe.group_lrs) and len(f) < n: raise ValueError(f"group_lrs has {len(f)} factors, and the model {n} groups of parameters: give one for each")
+    if f: return [recipe.lr*v for v in (f if n == len(f) else (f[0], *f[len(f) - n + 1:]))]
     return list(recipe.lr*recipe.discriminative**(np.arange(n)/max(n - 1, 1) - 1))
 
 class _Schedule:

@@ -10,6 +10,7 @@ __all__ = ['AGAIN', 'PRINTED', 'FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET
            'get_method', 'method_of']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
+import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -161,6 +162,7 @@ def register(
     "Add methods to the registry; one defined again replaces the first. Raises `ValueError` for a name of the package's own"
     for m in methods:
         if m.name in OURS: raise ValueError(f"{m.name!r} is a method of this package: give yours another name")
+        if not re.fullmatch(r"[\w.+-]+", m.name): raise ValueError(f"{m.name!r} names folders: write letters, digits, _ and - only")
         METHODS.pop(m.name, None); VARIANTS.pop(m.name, None)
         (METHODS if listed else VARIANTS)[m.name] = m
     if OURS: remember()   # the code of one's own methods, as it is now

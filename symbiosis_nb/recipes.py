@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from fastai.callback.schedule import combined_cos
 
 from .code import function_name
@@ -85,6 +86,7 @@ class Recipe:
 def _plain(value):
     "A setting without classes: dataclasses become dictionaries, recipes name their schedule"
     if isinstance(value, Recipe): return value.plain()
+    if isinstance(value, np.generic): return value.item()   # from a sweep: the same number is the same setting
     if hasattr(value, "__dataclass_fields__"): return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return list(value) if isinstance(value, tuple) else value
 

@@ -6,7 +6,7 @@
 __all__ = ['build_model', 'start_from', 'multiply_adds', 'cost', 'who_is_shown', 'train', 'finish']
 
 # %% ../nbs/32a_training.ipynb #0a5660bb
-import sys, time
+import sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,8 @@ from .data.loaders import attribute_loader
 from .inputs import prepare
 from .jobs import Job
 from .kept import Run, keep, keep_helper, score
-from .learner import attribute_learner, default_metrics, distributed, epoch_log, parsing_scores, predict, process_rank
-from .methods import Build
+from .learner import attribute_learner, attribute_logits, default_metrics, distributed, epoch_log, parsing_scores, predict, process_rank
+from .methods import OURS, Build
 from .models.backbones import n_parameters
 
 # %% ../nbs/32a_training.ipynb #ea474310
@@ -141,8 +141,10 @@ def _trained(job, ready, folder):
     if job.start is not None:
         left = start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
         if p.recipe.epochs_on(1) == 0: _same_network(job, left)
+    dls = ready.dls()
+    if job.method.name not in OURS: _check_answer(job, model, dls)
     metrics = [*default_metrics(), *job.need.metrics(ready)]
-    learn = attribute_learner(ready.dls(), model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
+    learn = attribute_learner(dls, model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
     learn.validates = _monitor(job) is not None
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
@@ -155,6 +157,16 @@ def _check_loss(job):
     "Raise `ValueError` where a loss is asked for that the model would not take, before anything is trained for it"
     if job.profile.loss and hasattr(build_model(job), "loss"):
         raise ValueError(f"{job.method.name} has a loss of its own: loss={job.profile.loss!r} is for methods trained by plain cross-entropy")
+
+@torch.no_grad()
+def _check_answer(job, model, dls):
+    "Ask a model of one's own once: raises `ValueError` for answers that are not logits (B, NA), warns of some that look like probabilities"
+    x = dls.valid.one_batch()[:dls.valid.n_inp]; device = next(model.parameters()).device
+    out, wanted = model.eval()(*(v.to(device) for v in x)), (len(x[0]), len(job.table.names))
+    first = attribute_logits(out) if isinstance(out, (torch.Tensor, tuple, list)) and len(out) else out
+    if not isinstance(first, torch.Tensor) or tuple(first.shape) != wanted:
+        raise ValueError(f"{job.method.name}: its model answers with {tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__}, not with logits {wanted}")
+    if first.numel() > 15 and ((first >= 0) & (first <= 1)).all(): warnings.warn(f"{job.method.name}: all it answers lies in [0, 1]: logits are expected, present above 0, no probabilities")
 
 def _of_one_process(job):
     "The job with the part of a batch that one of torchrun's processes takes, so that a pass has as many steps; raises `ValueError` where it cannot be parted"

@@ -22,13 +22,14 @@ OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880),   # samples, a
 def kind_of(
     name: str,     # of a table
     counts: dict,  # split -> samples
-) -> str:          # "official", "sample" or "synthetic"
+) -> str:          # "official", "sample", "own" or "synthetic"
     "What numbers on such data may be compared with; official: the whole test part, 99 of 100 samples (readers drop some)"
     if "synthetic" in name.lower(): return "synthetic"
     full, test = next((n for k, n in OFFICIAL.items() if name.startswith(k)), (np.inf, 0))
+    if not test: return "own"
     return "official" if counts["test"] == test and sum(counts.values()) >= .99*full else "sample"
 
-def data_kind(table: AttributeTable) -> str:  # "official", "sample" or "synthetic"
+def data_kind(table: AttributeTable) -> str:  # "official", "sample", "own" or "synthetic"
     "What a table's numbers may be compared with, when all of it is used"
     return kind_of(table.name, table.counts())
 
@@ -37,6 +38,7 @@ SAYS = dict(
     official="Measured on the paper's own data set with its official split: the printed numbers are a comparison.",
     mixed=f"Measured on photographs, but some network learnt from drawings (regions, abstraction images or starting weights): {_REFERENCE}",
     sample=f"Measured on a sample, not on the papers' data with their split: {_REFERENCE}",
+    own="Measured on pictures that no paper here has: there is no printed number to stand beside.",
     synthetic=f"Measured on synthetic pictures: {_REFERENCE}")
 
 # %% ../nbs/49_wording.ipynb #7e550e66

@@ -198,3 +198,58 @@ def test_metrics_refuse_what_they_cannot_measure():
     with pytest.raises(ValueError, match="region 3 was predicted"): M.confusion([0, 1], [3, 1], 2)
     assert np.isnan(M.instance_scores(s, 0*y)["f1"]) and np.isnan(stats.paired_permutation([1., np.nan, 0]))
     assert np.isnan(stats.bootstrap_instances(s, 0*y, np.ones_like(y), np.ones((1, 50)))["F1"]).all()
+
+
+# methods of one's own
+
+def own(name, forward):
+    from symbiosis_nb.methods import Method, register
+    from symbiosis_nb.models.pooling import AvgPool
+    class Net(AvgPool):
+        def forward(self, x): return forward(super().forward(x))
+    register(Method(name, "", name, lambda b: Net(b.trunk(), b.n)))
+
+
+@pytest.fixture
+def forgotten():
+    from symbiosis_nb.methods import METHODS
+    yield
+    METHODS.pop("mine", None)
+
+
+@pytest.mark.parametrize("forward, said", [(lambda y: y[:, :3], r"answers with \(\d+, 3\), not with logits"), (lambda y: "yes", "answers with str"), (lambda y: (), "answers with tuple")])
+def test_what_is_no_answer_is_said_before_training(table, asked, forgotten, forward, said):
+    own("mine", forward)
+    with pytest.raises(ValueError, match=f"mine: its model {said}"): run("mine", table, "smoke", **asked)
+
+
+def test_probabilities_are_no_logits(table, asked, forgotten):
+    own("mine", torch.sigmoid)
+    with pytest.warns(UserWarning, match="logits are expected"): run("mine", table, "smoke", **asked)
+
+
+def test_a_name_makes_one_folder():
+    with pytest.raises(ValueError, match="names folders"): own("a/b", lambda y: y)
+
+
+def test_other_slips(table, asked):
+    from symbiosis_nb.combine import _pool
+    with pytest.raises(ValueError, match="executor is one of local, slurm"): _pool("lokal", Path("."))
+    with pytest.raises(ValueError, match="group_lrs has 2 factors"): run("avg_pool", table, "smoke", group_lrs=(1, 2), **asked)
+    folders = [make_job("avg_pool", table, "smoke", overrides=dict(lr=lr)).folder for lr in (4e-3, np.float64(4e-3))]
+    assert folders[0] == folders[1]
+
+
+def test_ones_own_pictures_are_no_sample_of_a_papers(table, asked):
+    mine = table.but(vocab=AttributeVocab("mine", ("a", "b")), labels=table.labels[:, :2], known=table.known[:, :2])
+    card = Card([run("avg_pool", mine, "smoke", **asked)], mine, replicates=20)
+    assert card.kind == "own" and "no paper here has" in card.limits()[0]
+
+
+def test_two_parts_of_one_set_keep_their_people(table):
+    from symbiosis_nb.data.protocols import cross
+    a, b = table.take(np.arange(96) % 2 == 0), table.take(np.arange(96) % 2 == 1)   # two pictures of each person, one in each
+    both = cross(a, b)
+    assert set(both.identity[both.split == "test"]) == set(b.identity[b.split == "test"])
+    other = cross(a, replace(b, name="others"))
+    assert not set(other.identity[other.split == "test"]) & set(other.identity[other.split != "test"])

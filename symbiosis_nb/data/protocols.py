@@ -45,7 +45,9 @@ def cross(
     if source.names != target.names: raise DataError(f"{source.name} and {target.name} have different attributes")
     a, b = source.take(slice(None) if all_of_it else source.split != "test"), target.take(target.split == "test")
     ids = lambda t: np.arange(len(t)) if t.identity is None else told_apart(t.identity)
-    people = np.concatenate([np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)])
+    one_set = source.name == target.name and source.identity is not None and target.identity is not None   # two parts of it: the same numbers are the same people
+    apart = [np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)]
+    people = np.concatenate([a.identity, b.identity] if one_set else apart)
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
     rule = dict(exif=source.exif or target.exif, background=source.background, derived=(*a.derived, *b.derived))   # landmarks stay behind

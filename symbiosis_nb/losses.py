@@ -35,7 +35,7 @@ def masked_bce(
 def balance_weights(
     prevalence,           # (NA,) share of positives in the training split
 ) -> tuple:               # ((NA,) for positives, (NA,) for negatives)
-    "Weights that make positives and negatives of every attribute count the same: 1/(2p) and 1/(2(1-p)) (symbiosis, 2.5)"
+    "Weights that make positives and negatives of every attribute count the same: 1/(2p) and 1/(2(1-p)) (symbiosis, 2.5; the paper names no formula)"
     p = torch.as_tensor(prevalence, dtype=torch.float32)
     p = torch.where((p > 0) & (p < 1), p, .5)   # one kind only, or none: nothing to balance
     return .5/p, .5/(1 - p)
@@ -53,7 +53,7 @@ def euclidean(
     outputs: Tensor,  # (B, NA) raw outputs
     targets: Tensor,  # (B, NA): 0, 1 or NaN; taken as -1 and +1
 ) -> Tensor:
-    "Half the squared distance to -1/+1, summed over attributes, mean over the batch (abstraction, 6)"
+    "Half the squared distance to -1/+1, summed over attributes, mean over the batch (abstraction, 6; the paper names no targets)"
     x, y, known = _known(outputs, targets)
     return .5*((x - (2*y - 1))**2*known).sum()/len(x)
 
@@ -63,7 +63,7 @@ def parsing_ce(
     labels: Tensor,   # (B, H, W) int64, 255 = does not count
     resize: str = "logits",  # "logits" up to the labels (bilinear), or "labels" down to the logits (nearest)
 ) -> Tensor:
-    "Per-pixel softmax cross-entropy over the pixels that count (symbiosis, 3.4)"
+    "Per-pixel softmax cross-entropy over the pixels that count (symbiosis, 3.4; the paper does not say what is resized)"
     x, y = logits.as_subclass(Tensor).float(), labels.as_subclass(Tensor)
     if not (y != IGNORE).any(): return x.sum()*0
     if x.shape[-2:] != y.shape[-2:]:

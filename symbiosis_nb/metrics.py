@@ -108,7 +108,7 @@ def _columns(one, scores, labels, known, weight):
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool: return np.stack([*pool.map(column, range(s.shape[1]))], 1)
 
 def average_precision(scores, labels, known=None, weight=None) -> np.ndarray:
-    "Area under the precision-recall curve without interpolation (symbiosis, 5); NaN without a known positive"
+    "Area under the precision-recall curve without interpolation (symbiosis, 5, which does not say how); NaN without a known positive"
     return _columns(_one_average_precision, scores, labels, known, weight)
 
 def auroc(scores, labels, known=None, weight=None) -> np.ndarray:

@@ -227,15 +227,16 @@ def svm_scores(
     features: np.ndarray,   # (N, C)
     table: AttributeTable,  # of the same N pictures
     ok: np.ndarray | None = None,  # (N,) which pictures could be read; default all
+    cost: float = 1.,       # C of the SVM; the paper is silent
 ) -> np.ndarray:            # (N_test, NA) signed distances; the frequent answer where training knows one answer only
-    "Scores on the test part of one linear SVM per attribute, standardised features, C = 1; trained on all that is not tested on, since an SVM needs no validation part"
+    "Scores on the test part of one linear SVM per attribute, standardised features (the paper is silent); trained on all that is not tested on, since an SVM needs no validation part"
     ok = np.ones(len(table), bool) if ok is None else np.asarray(ok)
     train, test = (table.split != "test") & ok, (table.split == "test") & ok
     columns = []
     for y, known in zip(table.labels.T, table.known.T):
         fit = train & known
         if len(np.unique(y[fit])) < 2: columns.append(np.full(test.sum(), 1. if y[fit].max(initial=0) else -1.)); continue
-        svm = make_pipeline(StandardScaler(), LinearSVC(C=1., max_iter=2000)).fit(features[fit], y[fit])
+        svm = make_pipeline(StandardScaler(), LinearSVC(C=cost, max_iter=2000)).fit(features[fit], y[fit])
         columns.append(svm.decision_function(features[test]))
     return np.stack(columns, 1)
 

@@ -244,7 +244,7 @@ def choose_face(
     box=None,            # annotated box, None or NaN where there is none
     landmarks=None,      # annotated landmarks
 ) -> Face | None:        # None: leave this image out
-    "The face to use, by the failure rules of the paper (general_to_specific, 3.4)"
+    "The face to use, by the failure rules of the paper (general_to_specific, 3.4); of several the one that overlaps most, on which it is silent"
     known = lambda v: v is not None and np.isfinite(v).all()
     reference = np.asarray(box, float) if known(box) else central_box(size)
     score = overlap(faces.boxes, reference)

@@ -146,7 +146,7 @@ class AttributeClassifier(nn.Module):
 
 # %% ../../nbs/16_models.ladder.ipynb #ceb9a2f3
 class MutualInformation(nn.Module):
-    "LMIM: `(map (B,C,H,W), T (B,L)) -> scalar loss`, with its score network (blan, 5)"
+    "LMIM: `(map (B,C,H,W), T (B,L)) -> scalar loss`, with its score network (blan, 5). Wrong pairs are each picture's map with the next one's T; the paper is silent"
     def __init__(self,
         channels: int,       # C
         length: int = 512,   # L
@@ -179,7 +179,7 @@ def information_loss(real: Tensor, fake: Tensor) -> Tensor:  # (B,1,H,W) twice -
 
 # %% ../../nbs/16_models.ladder.ipynb #41c789d4
 class ScoreFusion(nn.Module):
-    "Adaptive score fusion: (B,K,NA) -> (B,NA) (blan, 6)"
+    "Adaptive score fusion: (B,K,NA) -> (B,NA) (blan, 6). It starts as the mean, and weighs both answers of an attribute alike; the paper is silent"
     def __init__(self,
         n_attributes: int,       # NA
         n_classifiers: int = 4,  # K

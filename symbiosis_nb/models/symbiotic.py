@@ -29,7 +29,7 @@ def _zero_conv3(cin, cout):
     return conv
 
 class SA(nn.Module):
-    "Symbiotic augmentation: `(xa, xs) -> (attribute logits (B,NA), parsing logits (B,S,H,W))` (symbiosis, 3.3)"
+    "Symbiotic augmentation: `(xa, xs) -> (attribute logits (B,NA), parsing logits (B,S,H,W))` (symbiosis, 3.3). Sums over places, the region axis of the softmax and trained scales of both normalisations are decisions: the paper is silent"
     def __init__(self,
         n_attributes: int,         # NA
         n_regions: int,            # S

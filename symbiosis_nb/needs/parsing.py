@@ -19,7 +19,7 @@ from ..vocab import HELEN
 
 # %% ../../nbs/31d_needs.parsing.ipynb #14510b80
 class Parsing(Need):
-    "Mixed mini-batches, `bs` pictures of each task"
+    "Mixed mini-batches, `bs` pictures of each task, in Helen's eleven regions where the set can be brought to them; with seven, as masks have, give `relabel(parsing, FACE7)` (paper silent)"
     name, parses = "parsing", True
 
     def complete(self, job, ready: Ready) -> Ready:

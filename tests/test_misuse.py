@@ -160,6 +160,15 @@ def test_a_named_folder_counts(tmp_path, sheet):
     assert Pictures(tmp_path/"masks").find("another/place/masks/3.png") == [tmp_path/"masks"/"3.png"]   # what lies above is another machine's
 
 
+def test_copies_under_other_names_are_one_picture(tmp_path, sheet):
+    for i in range(0, 6, 2): (tmp_path/"images"/f"{i + 1}.png").write_bytes((tmp_path/"images"/f"{i}.png").read_bytes())
+    drawn = table_from_csv(sheet("image,hat", "images/{i}.png,{y}"))
+    assert "3 pictures are copies of others, under other names" in drawn.notes and all(drawn.split[i] == drawn.split[i + 1] for i in (0, 2, 4))
+    rows = "\n".join(["image,hat,split", *(f"images/{i}.png,{i % 2},{s}" for i, s in enumerate(["train", "test", "train", "train", "valid", "valid"]))])
+    (tmp_path/"given.csv").write_text(rows)
+    assert any("1 pictures have a copy in another part" in n for n in table_from_csv(tmp_path/"given.csv").notes)
+
+
 def test_an_exact_name_wins(tmp_path):
     (tmp_path/"p").mkdir()
     for name in ("a.png", "A.png"): Image.new("RGB", (8, 8)).save(tmp_path/"p"/name)

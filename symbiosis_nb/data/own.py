@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEOPLE', 'WORDS', 'NOBODY', 'MASK_WORDS', 'FAR', 'together', 'drawn_parts', 'asked_names', 'attribute_names',
-           'labels_of', 'sheet_name', 'build_table', 'table_from_csv', 'table_from_folders', 'table_from_parquet',
-           'parsing_from_folders']
+           'labels_of', 'sheet_name', 'copies_as_one', 'build_table', 'table_from_csv', 'table_from_folders',
+           'table_from_parquet', 'parsing_from_folders']
 
 # %% ../../nbs/04d_data.own.ipynb #19e35e30
 import re
@@ -19,7 +19,7 @@ from ..core import DataError, as_path, words
 from .columns import SPLIT_WORDS, SPLITS
 from .files import count_parts, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
 from .official import nearest_colour, read_indices
-from .pictures import read_image
+from .pictures import contents, read_image
 from .sheets import (ANSWERS, Pictures, Sheet, is_label, label_column, number_columns, part_column, path_column, paths_of, read_folders,
                                       read_sheet, read_shards, word_columns)
 from .tables import AttributeTable, ParsingTable
@@ -135,14 +135,29 @@ def sheet_name(sheet: Sheet, name: str) -> str:
 
 def _parts(sheet, column, paths, people, shares, seed, notes):
     "The part of each row, from a column or drawn; what was done stands in the notes"
-    groups = together(paths, people)
+    files = copies_as_one(paths, notes)
+    groups = together(files, people)
     by = "by picture: no column says who it is, so that a person may be in several parts" if people is None else "by person"
     split = None if column is None else part_column(sheet, column)
     if split is None or set(split) == {"train"}:
         split = drawn_parts(groups, *shares, seed)
         notes.append(f"parts are drawn {by} (seed={seed}): {count_parts(split)}")
     elif not (split == "valid").any() and shares[0]: split = hold_out(split, groups, shares[0], seed, notes)
+    parts_of = {}   # picture -> its parts
+    for f, s in zip(files, split): parts_of.setdefault(f, set()).add(s)
+    torn = [f for f in {f for f, p in zip(files, paths) if f != p} if len(parts_of[f]) > 1]
+    if torn: notes.append(f"{len(torn):,} pictures have a copy in another part, under another name, for example {min(torn)}: scores on them are too good")
     return split
+
+def copies_as_one(
+    paths: list,   # N pictures
+    notes: list,   # added to where there are copies
+) -> list:         # N pictures, in place of each copy the first that has the same bytes
+    "Files of other names with the same content are one picture, which must not be torn apart"
+    first, found = {}, contents(paths)
+    files = [first.setdefault(c, p) if c else p for c, p in zip(found, paths)]
+    if copies := len(set(paths)) - len(set(files)): notes.append(f"{copies:,} pictures are copies of others, under other names")
+    return files
 
 def _once(sheet, paths, column):
     "A picture that comes twice is a fault where rows are not boxes of it"

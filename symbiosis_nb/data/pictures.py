@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORIENTATION', 'TURNS', 'AGAIN', 'RAW', 'MANY', 'split_archive', 'read_bytes', 'turn_upright', 'to_eight_bits',
-           'flatten', 'decode', 'open_picture', 'Opener', 'read_image', 'stamp', 'stamps', 'Paths', 'pixels_digest']
+           'flatten', 'decode', 'open_picture', 'Opener', 'read_image', 'stamp', 'stamps', 'Paths', 'contents',
+           'pixels_digest']
 
 # %% ../../nbs/01a_data.pictures.ipynb #5aa220f2
 import hashlib, io, os, re, struct, zipfile
@@ -254,6 +255,12 @@ def _content(mark):
         try: _SEEN[key] = hashlib.blake2b(read_bytes(mark[0]), digest_size=8).hexdigest()
         except DataError: _SEEN[key] = ""
     return _SEEN[key]
+
+def contents(
+    paths: list,  # N files
+) -> list:        # N digests; "" where nothing can be read
+    "What tells files apart by what is in them"
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool: return list(pool.map(_content, stamps(paths)))
 
 def pixels_digest(
     paths: list,  # N files

@@ -233,7 +233,7 @@ def _run_elsewhere(card, jobs, executor, planned, retries):
     for k, _ in submitted(run_job, [jobs[i] for i in away], executor, Path(jobs[0].out), names, asked, retries):
         i = away[k]
         found[i] = Run(jobs[i].folder, jobs[i].called, "trained elsewhere")
-        before, spent = time.perf_counter(), time.perf_counter() - before   # since another one ended: together, the time that has gone by
+        now = time.perf_counter(); spent, before = now - before, now   # since another one ended: together, the time that has gone by
         card.end(i, names[k], found[i], spent)
     for i, job in enumerate(jobs):
         if i not in found: found[i] = _run_here(card, i, replace(job, executor=executor))

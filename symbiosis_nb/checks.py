@@ -22,7 +22,7 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 COUNTS = ("epochs", "bs", "limit", "iterations", "patience")   # settings that count
 POSITIVE = ("lr", "width", "longer", "discriminative")         # settings that measure
 SWITCHES = ("augment",)                                        # on or off
-RANGES = dict(wd=(0, None), mom=(0, 1), margin=(1, None))      # least, and what it stays below
+RANGES = dict(wd=(0, np.inf), mom=(0, 1), margin=(1, np.inf))      # least, and what it stays below
 WORDS = dict(optimizer=("adam", "plain_adam", "sgd", "nesterov"))
 
 def check_settings(
@@ -38,11 +38,12 @@ def check_settings(
         if name in COUNTS and value is not None and not (_is_number(value, whole=True) and value >= least):
             _refuse(name, value, f"a whole number, {least} or more")
         if name in POSITIVE and not (_is_number(value) and value > 0): _refuse(name, value, "a number above 0")
-        if name in SWITCHES and not isinstance(value, (bool, np.bool_)): _refuse(name, value, "True or False; what is done to pictures is the recipe's: recipe=Recipe(augment=...)")
+        if name in SWITCHES and not isinstance(value, (bool, np.bool_)):
+            _refuse(name, value, "True or False; what is done to pictures is the recipe's: recipe=Recipe(augment=...)")
         if name in WORDS and value not in WORDS[name]: _refuse(name, value, joined_or(WORDS[name]))
-        least, below = RANGES.get(name, (None, None))
-        if least is not None and not (_is_number(value) and value >= least and (below is None or value < below)):
-            _refuse(name, value, f"a number from {least}{'' if below is None else f' to below {below}'} on")
+        lowest, below = RANGES.get(name, (-np.inf, np.inf))
+        if name in RANGES and not (_is_number(value) and lowest <= value < below):
+            _refuse(name, value, f"a number from {lowest} on" if below == np.inf else f"a number from {lowest} to below {below}")
         if name == "schedule" and not callable(value): _refuse(name, value, "a function, such as partial(poly, power=2): words cannot name it")
         if name == "mask_share" and not (_is_number(value, whole=True) and value >= 1): _refuse(name, value, "a whole number, 1 or more")
     precision = settings.get("precision", "auto")
@@ -56,7 +57,7 @@ def _refuse(name, value, rule): raise ValueError(f"{name} is {value!r:.60}: give
 def _is_number(value, whole=False):
     "Whether it is a finite number, as Python or numpy has them; True and False are none"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)): return False
-    return bool(np.isfinite(value)) and (not whole or isinstance(value, (int, np.integer)))
+    return bool(np.isfinite(value)) and (not whole or value == int(value))
 
 # %% ../nbs/30a_checks.ipynb #8bca461f
 def check_tables(
@@ -90,7 +91,8 @@ def check_data(
 def _say_constant(table):
     "Warn of attributes whose training labels are all the same: nothing can be learnt of them"
     rates = table.prevalence("train")
-    if same := [n for n, r in zip(table.names, rates) if r in (0, 1)]: warnings.warn(f"{table.name}: every training label of {', '.join(same[:5])} is the same: nothing can be learnt of it")
+    same = [n for n, r in zip(table.names, rates) if r in (0, 1)]
+    if same: warnings.warn(f"{table.name}: every training label of {', '.join(same[:5])} is the same: nothing can be learnt of it")
 
 def _check_parts(table):
     "Raise `DataError` where training or test have no picture, or no label"

@@ -211,7 +211,8 @@ def check_attributes(
     "Raise `DataError` for a run that answers for other attributes than the table has, or for the same in another order"
     for r in runs:
         if list(r.config["attributes"]) != list(table.names):
-            raise DataError(f"{r.folder} answers for {', '.join(r.config['attributes'][:3])}, ..., and {table.name} has {', '.join(table.names[:3])}, ...: give the table it was trained on")
+            theirs, own = (", ".join(names[:3]) for names in (r.config["attributes"], table.names))
+            raise DataError(f"{r.folder} answers for {theirs}, ..., and {table.name} has {own}, ...: give the table it was trained on")
 
 def check_pictures(
     runs: list,   # `Run`s

@@ -50,6 +50,7 @@ class MeanScore(Metric):
     def value(self):
         s, y = torch.cat(self.scores).numpy(), torch.cat([t.as_subclass(Tensor) for t in self.targets]).numpy()
         rows = ~np.isnan(y).all(1)
+        if np.isnan(s[rows]).any(): return float("nan")   # `Finite` says so
         with np.errstate(all="ignore"): scores = self.function(s[rows], np.nan_to_num(y[rows]), ~np.isnan(y[rows]))
         return float(np.nanmean(scores)) if (~np.isnan(scores)).any() else math.nan
     @property
@@ -165,7 +166,8 @@ def _length_callbacks(recipe):
 
 def _group_rates(recipe, n):
     "The rate of every parameter group, shallow to deep; a trunk with fewer groups takes the shallowest factor and the deepest ones"
-    if (f := recipe.group_lrs) and len(f) < n: raise ValueError(f"group_lrs has {len(f)} factors, and the model {n} groups of parameters: give one for each")
+    f = recipe.group_lrs
+    if f and len(f) < n - 1: raise ValueError(f"group_lrs has {len(f)} factors, and the model {n} groups of parameters: give one for each")
     if f: return [recipe.lr*v for v in (f if n == len(f) else (f[0], *f[len(f) - n + 1:]))]
     return list(recipe.lr*recipe.discriminative**(np.arange(n)/max(n - 1, 1) - 1))
 
@@ -218,7 +220,8 @@ def attribute_learner(
     **kwargs,          # of fastai's `Learner`
 ) -> ResumableLearner:
     "A Learner for attributes, ready for `fit_one_cycle`, `fit_recipe`, `lr_find`, `show_results`"
-    if precision == "float16" and torch.device(dls.device or default_device()).type == "cpu": raise ValueError("float16 is for graphics cards: on a CPU pass bfloat16, float32 or auto")
+    on_cpu = torch.device(dls.device or default_device()).type == "cpu"
+    if precision == "float16" and on_cpu: raise ValueError("float16 is for graphics cards: on a CPU pass bfloat16, float32 or auto")
     keep_freed_memory()
     loss = loss_func or getattr(model, "loss", None) or masked_bce
     dtype, seconds = measured_precision(dls, model, loss) if precision == "auto" else (precision, {})

@@ -126,7 +126,8 @@ class Method:
         return self.on(config["data"]).having(config["profile"]["backbone"])
 
 # %% ../nbs/30_methods.ipynb #5e2f8c41
-PRINTED = dict(CelebA=("CelebA", CELEBA), LFWA=("LFWA", CELEBA), WIDER=("WIDER_Attribute", WIDER), Berkeley=("Berkeley_Attributes_of_People", BERKELEY))
+PRINTED = dict(CelebA=("CelebA", CELEBA), LFWA=("LFWA", CELEBA), WIDER=("WIDER_Attribute", WIDER),
+               Berkeley=("Berkeley_Attributes_of_People", BERKELEY))   # data set -> its name in `published`, its attributes
 
 FAMILIES = dict(LFWA=("LFWA", "shifted"), WIDER=("WIDER",), Berkeley=("Berkeley",))   # data set -> what its tables are called
 
@@ -162,7 +163,7 @@ def register(
     "Add methods to the registry; one defined again replaces the first. Raises `ValueError` for a name of the package's own"
     for m in methods:
         if m.name in OURS: raise ValueError(f"{m.name!r} is a method of this package: give yours another name")
-        if not re.fullmatch(r"[\w.+-]+", m.name): raise ValueError(f"{m.name!r} names folders: write letters, digits, _ and - only")
+        if re.search(r'^$|^\.|[/\\:*?"<>|]', m.name): raise ValueError(f"{m.name!r} names folders: leave out a point at its start, and / \\ : * ? \" < > |")
         METHODS.pop(m.name, None); VARIANTS.pop(m.name, None)
         (METHODS if listed else VARIANTS)[m.name] = m
     if OURS: remember()   # the code of one's own methods, as it is now

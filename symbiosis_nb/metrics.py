@@ -223,8 +223,10 @@ def confusion(label, predicted, n_regions: int) -> np.ndarray:  # (R, R) counts:
     "Pixel counts; 255 in `label` does not count"
     label, predicted = np.asarray(label).ravel().astype(np.int64), np.asarray(predicted).ravel().astype(np.int64)
     keep = label < n_regions
-    if (wrong := predicted[keep][(predicted[keep] < 0) | (predicted[keep] >= n_regions)]).size: raise ValueError(f"region {wrong[0]} was predicted, and there are {n_regions}")
-    return np.bincount(label[keep]*n_regions + predicted[keep], minlength=n_regions**2).reshape(n_regions, n_regions)
+    label, predicted = label[keep], predicted[keep]
+    if len(predicted) and not 0 <= predicted.min() <= predicted.max() < n_regions:
+        raise ValueError(f"regions {predicted.min()} to {predicted.max()} were predicted, and there are {n_regions}")
+    return np.bincount(label*n_regions + predicted, minlength=n_regions**2).reshape(n_regions, n_regions)
 
 def parsing_frame(matrix: np.ndarray, names) -> pd.DataFrame:  # index: region; columns: accuracy (recall), IoU, F1
     "Per-class recall, IoU and F1; NaN for a class that appears nowhere"

@@ -27,7 +27,7 @@ from .data.pictures import Opener, open_picture
 from .data.pixels import WHOLE, View
 from .kept import Run
 from .learner import ResumableLearner, attribute_logits
-from .jobs import method_code
+from .code import own_digest
 from .methods import OURS, Build, family, method_of
 from .models.gating import Averaged
 from .models.specific import Joined
@@ -68,8 +68,9 @@ def load_model(
 
 def _same_code(r, m):
     "Warn where a method of one's own is another one now than the one that was trained"
-    if m.name in OURS or r.config.get("code") == method_code(m): return
-    warnings.warn(f"{r.folder}: {m.name} was trained by other code, and its weights may mean something else now: train it with again=True, or bring the old code back")
+    kept = r.config.get("own_code")   # runs from before November 2026 do not say
+    if m.name in OURS or m.build is None or kept in (None, own_digest([m.build, type(m.need)])): return
+    warnings.warn(f"{r.folder}: {m.name} was trained by other code, and its weights may mean something else now: train it anew, or bring the old code back")
 
 def _chain_model(r):
     "The networks of a chain as one: each attribute from its own, the rest from the joint one"

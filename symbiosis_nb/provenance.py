@@ -26,7 +26,8 @@ def agreed(
     for title, words in said.items(): rows.setdefault(words, []).append(title)
     if len(rows) == 1: return next(iter(rows))
     *fewer, most = sorted(rows, key=lambda words: len(rows[words]))
-    return "; ".join([*(f"{words}: {', '.join(rows[words])}" for words in fewer), f"{most}: the others"])
+    others = rows[most][0] if len(rows[most]) == 1 else "the others"
+    return " | ".join([*(f"{words}: {', '.join(rows[words])}" for words in fewer), f"{most}: {others}"])
 
 # %% ../nbs/49a_provenance.ipynb #7f626a1a
 def frame_said(config: dict) -> str:   # of a run

@@ -206,12 +206,17 @@ def make_profile(
     name, _, more = name.strip().partition(" ")
     if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
     written, given = read_settings(more), {k: v for k, v in overrides.items() if (k, v) != ("weights", None)}   # none given: the profile's own stay
-    overrides = written | given | _both_longer(written, given)
+    overrides = {k: _whole(k, v) for k, v in (written | given | _both_longer(written, given)).items()}
     own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
     changes = {k: v for k, v in overrides.items() if k in recipe - own}
     return replace(profile, changes=changes | _length([*map(set, zip(written)), set(given)]))
+
+def _whole(name, value):
+    "1e4 of what is counted is 10000"
+    counted = {f.name for f in (*fields(Profile), *fields(Recipe)) if "int" in str(f.type) and "tuple" not in str(f.type)}
+    return int(value) if name in counted and isinstance(value, (float, np.floating)) and value == int(value) else value
 
 def _both_longer(written, given):
     "A factor in words and one by name are both meant"

@@ -23,8 +23,8 @@ from .methods import METHODS, find_method, printed_set
 from .published import golden, own_spelling
 from .provenance import cost_row, how_made
 from .kept import Run, check_attributes, check_pictures, check_rows, score  # noqa: people look for `score` here
-from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, about_labels, data_kind, joined, kind_of, learnt_from, made_how, markdown, opening,  # noqa: and for these
-                                  over_seeds, p_text, percent, points, precisions, seeds_said, span)
+from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, about_labels, between_seeds, data_kind, joined, kind_of, learnt_from,  # noqa: and for these
+                                  made_how, markdown, opening, over_seeds, p_text, percent, points, precisions, seeds_said, span)
 
 # %% ../nbs/50_report.ipynb #93ba264d
 @dataclass
@@ -65,6 +65,11 @@ class Card:
         "(method, seed, metric) -> bootstrap replicates of the mean (R,)"
         return {key: stats.mean_known(values) for key, values in self.each.items()}
     @cached_property
+    def drawn_per_image(self) -> dict:
+        "(method, seed) -> instance scores as measured, and their bootstrap replicates (R,): each a dictionary by `stats.INSTANCE`"
+        both = lambda r: [stats.bootstrap_instances(*r.predictions(), w) for w in (np.ones((1, self.weights.shape[1])), self.weights)]
+        return {(r.method, r.config["seed"]): both(r) for r in self.runs}
+    @cached_property
     def scored(self) -> dict:
         "(which weights, method, seed) -> score frame"
         every = [(w, r) for w in ("selected", "last") for r in self.runs]
@@ -84,7 +89,8 @@ class Card:
 @patch(as_prop=True)
 def kind(self: Card) -> str:
     "What these numbers may be compared with, a key of `SAYS`"
-    kind = kind_of(self.runs[0].config["data"], self.counts)
+    config = self.runs[0].config
+    kind = kind_of(config["data"], self.counts, config["attributes"])
     drawn = any("synthetic" in name.lower() for r in self.runs for name in learnt_from(r))
     return "mixed" if drawn and kind != "synthetic" else kind
 
@@ -163,9 +169,9 @@ def mean_with_interval(self: Card, method: str, metric: str) -> tuple:  # mean o
 @patch
 def mean_per_image(self: Card, method: str, metric: str) -> tuple:  # as `mean_with_interval`
     "Instance precision, recall or F1, a key of `stats.INSTANCE`"
-    whole = lambda r, weights: stats.bootstrap_instances(*r.predictions(), weights)[metric]
-    value = np.mean([whole(r, np.ones((1, len(r.clusters)))) for r in self.of(method)])
-    return value, *stats.interval(over_seeds([whole(r, self.weights) for r in self.of(method)]), value)
+    found = [self.drawn_per_image[method, r.config["seed"]] for r in self.of(method)]
+    value = np.mean([measured[metric] for measured, _ in found])
+    return value, *stats.interval(over_seeds([drawn[metric] for _, drawn in found]), value)
 
 @patch
 def score_row(self: Card, method: str) -> dict:
@@ -174,9 +180,7 @@ def score_row(self: Card, method: str) -> dict:
     for metric in HEADLINE:
         value, low, high = self.mean_with_interval(method, metric)
         by_seed = [self.scored["selected", method, r.config["seed"]][metric].mean() for r in runs]
-        several = len(runs) > 1
-        row |= {metric: percent(value), f"{metric} 95 %": span(low, high), f"{metric} ± seeds": percent(np.std(by_seed, ddof=1)) if several else "",
-                f"{metric} range": f"{percent(min(by_seed))} to {percent(max(by_seed))}" if several else ""}
+        row |= {metric: percent(value), f"{metric} 95 %": span(low, high), **between_seeds(metric, by_seed)}
     per_image = pd.DataFrame([M.instance_scores(*r.predictions()) for r in runs]).mean()
     instance = dict(precision=percent(per_image.precision), recall=percent(per_image.recall), F1=percent(per_image.f1))
     return row | dict(AUROC=percent(self.frames()[method].AUROC.mean())) | instance
@@ -461,8 +465,6 @@ def limits(self: Card) -> list:
     if rising := self.still_rising():
         out.append(f"Still rising at the last epoch: {joined(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
     out += made_how(self.runs)
-    if any("CelebA" in r.config["data"] and (r.config.get("parsing") or {}).get("name", "").startswith("CelebAMask-HQ") for r in self.runs):
-        out.append("The parsing set's pictures are CelebA's: where its parts are not CelebA's own, faces of this test part are among those whose regions were learnt.")
     out.append(f"Intervals cover the drawing of {self.covers}. They do not cover the choice of trunk, size, schedule or labels.")
     if kind == "synthetic":
         out.append("On synthetic pictures the evidence for every attribute is drawn on purpose; "

@@ -36,6 +36,7 @@ def interval(
     level: float = .95,
 ):                           # (low, high), each of the trailing shape
     "Percentile interval of bootstrap values, moved so that their mean is `value`; NaN replicates are left out"
+    if np.isnan(replicates).all(): return (np.full(np.shape(replicates)[1:], np.nan)[()],)*2   # nothing was drawn
     tail, bias = 50*(1 - level), 0. if value is None else np.nanmean(replicates, 0) - value
     return np.nanpercentile(replicates, tail, axis=0) - bias, np.nanpercentile(replicates, 100 - tail, axis=0) - bias
 
@@ -125,6 +126,7 @@ def smallest_gap(
     level: float = .05, power: float = .8,
 ) -> float:
     "The true difference that would be found with the given power at the given two-sided level"
+    if np.isnan(difference).all(): return float("nan")
     return float((norm.ppf(1 - level/2) + norm.ppf(power))*np.nanstd(difference, ddof=1))
 
 def paired(

@@ -49,7 +49,7 @@ def start_from(
     if not any(k.endswith("weight") for k in fits):
         raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
     other = [k for k, v in have.items() if k in want and want[k].shape != v.shape and k.startswith("backbone.")]
-    if other: raise DataError(f"{folder}: {len(other)} tensors of its trunk do not fit this model's ({other[0]}): another trunk or width? Start it from a run with the same")
+    if other: raise DataError(f"{folder}: {len(other)} tensors of its trunk do not fit this model's ({other[0]}): another trunk or width?")
     model.load_state_dict(fits, strict=False)
     return [k for k in want if k not in fits]
 
@@ -116,7 +116,7 @@ def who_is_shown(
 def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4" (of those that people count: the first is 1)
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
     p = job.profile
-    _check_loss(job)
+    with _stoppable(job), seeded(job.seed): _check_loss(job)
     with _stoppable(job), seeded(job.seed): ready = prepare(_of_one_process(job))   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
     with _stoppable(job), seeded(job.seed):
@@ -139,6 +139,7 @@ def _trained(job, ready, folder):
     "A learner after training, with the callbacks that know what happened"
     p, model = job.profile, build_model(job, ready.n_regions).to(default_device())
     if job.start is not None:
+        if p.recipe.epochs_on(1) == 0: _same_network(job, [])
         left = start_from(model, job.start, tuple(job.table.names), job.options.get("rows", True))
         if p.recipe.epochs_on(1) == 0: _same_network(job, left)
     dls = ready.dls()
@@ -161,12 +162,13 @@ def _check_loss(job):
 @torch.no_grad()
 def _check_answer(job, model, dls):
     "Ask a model of one's own once: raises `ValueError` for answers that are not logits (B, NA), warns of some that look like probabilities"
-    x = dls.valid.one_batch()[:dls.valid.n_inp]; device = next(model.parameters()).device
+    x, device = dls.valid.one_batch()[:dls.valid.n_inp], default_device()
     out, wanted = model.eval()(*(v.to(device) for v in x)), (len(x[0]), len(job.table.names))
     first = attribute_logits(out) if isinstance(out, (torch.Tensor, tuple, list)) and len(out) else out
-    if not isinstance(first, torch.Tensor) or tuple(first.shape) != wanted:
-        raise ValueError(f"{job.method.name}: its model answers with {tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__}, not with logits {wanted}")
-    if first.numel() > 15 and ((first >= 0) & (first <= 1)).all(): warnings.warn(f"{job.method.name}: all it answers lies in [0, 1]: logits are expected, present above 0, no probabilities")
+    got = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
+    if got != wanted: raise ValueError(f"{job.method.name}: its model answers with {got}, not with logits {wanted}")
+    looks_like_it = first.numel() > 15 and ((first > 0) & (first < 1)).all()
+    if looks_like_it: warnings.warn(f"{job.method.name}: all it answers lies between 0 and 1: logits are expected, present above 0, no probabilities")
 
 def _of_one_process(job):
     "The job with the part of a batch that one of torchrun's processes takes, so that a pass has as many steps; raises `ValueError` where it cannot be parted"

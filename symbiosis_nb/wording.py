@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'SAYS', 'HEADLINE', 'ALONE', 'kind_of', 'data_kind', 'opening', 'learnt_from', 'over_seeds', 'percent',
-           'seeds_said', 'precisions', 'made_how', 'about_labels', 'span', 'points', 'p_text', 'joined', 'markdown']
+           'between_seeds', 'seeds_said', 'precisions', 'made_how', 'about_labels', 'span', 'points', 'p_text',
+           'joined', 'markdown']
 
 # %% ../nbs/49_wording.ipynb #90387248
 import numpy as np
@@ -14,6 +15,7 @@ from . import metrics as M
 from .core import told_apart
 from .data.tables import AttributeTable
 from .kept import Run
+from .methods import printed_set
 
 # %% ../nbs/49_wording.ipynb #26737efc
 OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880),   # samples, and test samples among them
@@ -22,16 +24,17 @@ OFFICIAL = {"CelebA": (202_599, 19_962), "LFWA": (13_143, 6_880),   # samples, a
 def kind_of(
     name: str,     # of a table
     counts: dict,  # split -> samples
+    names=None,    # its attributes; None: those of the papers' set that it is called after
 ) -> str:          # "official", "sample", "own" or "synthetic"
     "What numbers on such data may be compared with; official: the whole test part, 99 of 100 samples (readers drop some)"
     if "synthetic" in name.lower(): return "synthetic"
     full, test = next((n for k, n in OFFICIAL.items() if name.startswith(k)), (np.inf, 0))
-    if not test: return "own"
+    if names is not None and not test and not printed_set(name, names): return "own"
     return "official" if counts["test"] == test and sum(counts.values()) >= .99*full else "sample"
 
 def data_kind(table: AttributeTable) -> str:  # "official", "sample", "own" or "synthetic"
     "What a table's numbers may be compared with, when all of it is used"
-    return kind_of(table.name, table.counts())
+    return kind_of(table.name, table.counts(), table.names)
 
 _REFERENCE = "the printed numbers are for reference only and nothing here matches or misses them."
 SAYS = dict(
@@ -76,6 +79,12 @@ def percent(
     "A share in percent; empty when there is none"
     return "" if x is None or pd.isna(x) else f"{100*x:.{digits}f}"
 
+def between_seeds(metric: str, values: list) -> dict:   # columns of a card
+    "How far seeds lie apart: standard deviation and range, percent; empty for one"
+    several = len(values) > 1
+    return {f"{metric} ± seeds": percent(np.std(values, ddof=1)) if several else "",
+            f"{metric} range": f"{percent(min(values))} to {percent(max(values))}" if several else ""}
+
 def seeds_said(fewest: int, most: int) -> str:
     "What is known of differences between seeds, where a method has few"
     if most == 1: return "One seed per method: what another seed would give is not known."
@@ -87,9 +96,12 @@ def precisions(runs: list) -> list:  # as ["bfloat16", "float32"]
     return sorted({r.done["precision"] for r in runs if r.done.get("precision")})
 
 def made_how(runs: list) -> list:  # of sentences
-    "What rows of one card do not share: the precision, and where they were measured"
+    "What rows of one card do not share: the precision, and where they were measured; and whose pictures regions were learnt from"
     out, found, adopted = [], precisions(runs), sum("adopted" in r.done for r in runs)
     if len(found) > 1: out.append(f"Some runs were trained in {found[0]}, others in {found[1]} (cost): each machine took what is faster there.")
+    own_faces = any("CelebA" in r.config["data"] and (r.config.get("parsing") or {}).get("name", "").startswith("CelebAMask-HQ") for r in runs)
+    if own_faces:
+        out.append("The parsing set's pictures are CelebA's: where its parts are not CelebA's own, faces of this test part are among those whose regions were learnt.")
     if adopted: out.append(f"{adopted} of {len(runs)} runs were adopted from a kept report: they were measured elsewhere.")
     return out
 
@@ -98,10 +110,13 @@ ALONE = "trained on LFWA alone, the paper's from CelebA's weights"   # of a row 
 def about_labels(r: Run) -> list:   # of sentences
     "What a test part cannot answer: too few people, attributes that all have, or nobody"
     _, labels, known = r.predictions(); out = []
-    n, who = (len(labels), "picture") if r.clusters is None else (len(np.unique(told_apart(r.clusters))), "person" if r.identity is not None else "picture")
-    if n < 10: out.append(f"The test part shows {n} {who if n == 1 else dict(person='people').get(who, 'pictures')}: {'there is no interval' if n == 1 else 'intervals over so few say little'}.")
-    one = [a for a, y, k in zip(r.vocab.names, labels.T, known.T) if len(set(y[k > 0] > .5)) < 2]
-    if one: out.append(f"In the test part {joined(one[:3])}{' and others' if len(one) > 3 else ''} {'has' if len(one) == 1 else 'have'} one answer only, so their average precision says nothing.")
+    n = len(labels) if r.clusters is None else len(np.unique(told_apart(r.clusters)))
+    one, many = ("person", "people") if r.identity is not None else ("picture", "pictures")
+    if n == 1: out.append(f"The test part shows one {one}: there is no interval.")
+    elif n < 10: out.append(f"The test part shows {n} {many}: intervals over so few say little.")
+    same = [a for a, y, k in zip(r.vocab.names, labels.T, known.T) if len(set(y[k > 0] > .5)) < 2]
+    others = f" and {len(same) - 3} others" if len(same) > 3 else ""
+    if same: out.append(f"One answer only in the test part, so that average precision says nothing: {', '.join(same[:3])}{others}.")
     return out
 
 def span(low: float, high: float) -> str:

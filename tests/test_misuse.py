@@ -72,7 +72,7 @@ def test_one_person_gives_no_interval(table, asked, tmp_path):
     one = replace(table, identity=np.where(table.split == "test", 7, table.identity))
     card = Card([run("avg_pool", one, "smoke", **asked), run("spp_net", one, "smoke", **asked)], one, replicates=20)
     assert card.scores().loc["SPPNet*", "AP 95 %"] == "" and card.comparisons().standing.tolist() == ["undecided"]
-    assert "The test part shows 1 person: there is no interval." in card.limits() and "nan" not in " ".join(card.limits())
+    assert "The test part shows one person: there is no interval." in card.limits() and "nan" not in " ".join(card.limits())
     d = card.difference("spp_net", "avg_pool")
     assert stats.verdict(d["low"], d["high"]) == "cannot tell" and "tie" in set(card.leaders().standing)
     assert "nan" not in write_html(card, tmp_path/"card.html").read_text().split("</style>")[1].split("<script")[0]
@@ -83,7 +83,7 @@ def test_a_test_part_where_nobody_has_an_attribute_makes_a_page(table, asked, tm
     none = table.but(vocab=AttributeVocab("mine", table.names), labels=labels)
     card = Card([run("avg_pool", none, "smoke", **asked), run("spp_net", none, "smoke", **asked)], none, replicates=20)
     said = " ".join(card.limits())
-    assert "have one answer only" in said and "nan" not in said
+    assert "One answer only in the test part" in said and "nan" not in said
     assert write_html(card, tmp_path/"card.html").is_file()
 
 
@@ -121,13 +121,15 @@ def test_what_cannot_be_learnt_is_said(table):
 def test_words_are_read_as_they_are_meant(text, value): assert list(read_settings(text).values()) == [value]
 
 
-@pytest.mark.parametrize("settings", ["augment=no", "wd=-1", "mom=2", "margin=.5", "mask_share=0", "optimizer=adamw", "schedule=poly", "bs=16.0", "limit=1e4"])
+@pytest.mark.parametrize("settings", ["augment=no", "wd=-1", "mom=2", "margin=.5", "mask_share=0", "optimizer=adamw", "schedule=poly", "bs=16.5", "limit=1.5"])
 def test_settings_that_cannot_be_meant_are_refused(table, settings):
     with pytest.raises(ValueError, match=settings.split("=")[0]): make_job("avg_pool", table, f"smoke {settings}")
 
 
 def test_weights_may_lie_at_any_path():
     assert weights_for("pse_a", "pse='/my dir/a=b.pth' scratch") == "/my dir/a=b.pth" and weights_for("ssp", "pse='/my dir/a.pth' scratch") == "scratch"
+    assert weights_for("ssp", "/home/o'brien/a.pth") == "/home/o'brien/a.pth" and weights_for("ssp", r"'C:\my files\a.pth'") == r"C:\my files\a.pth"
+    with pytest.raises(ValueError, match="neither a method nor a paper"): weights_for("avg_pool", "my-net=scratch")
     assert weights_for("ssp", "/data/a=b.pth") == "/data/a=b.pth" and weights_for("ssp", r"C:\files\a.pth") == r"C:\files\a.pth"
     with pytest.raises(ValueError, match="separated by spaces"): weights_for("pse_a", "pse=scratch,general_to_specific=scratch")
 
@@ -163,10 +165,10 @@ def test_a_named_folder_counts(tmp_path, sheet):
 def test_copies_under_other_names_are_one_picture(tmp_path, sheet):
     for i in range(0, 6, 2): (tmp_path/"images"/f"{i + 1}.png").write_bytes((tmp_path/"images"/f"{i}.png").read_bytes())
     drawn = table_from_csv(sheet("image,hat", "images/{i}.png,{y}"))
-    assert "3 pictures are copies of others, under other names" in drawn.notes and all(drawn.split[i] == drawn.split[i + 1] for i in (0, 2, 4))
+    assert "copies of other pictures, under other names: 3" in drawn.notes and all(drawn.split[i] == drawn.split[i + 1] for i in (0, 2, 4))
     rows = "\n".join(["image,hat,split", *(f"images/{i}.png,{i % 2},{s}" for i, s in enumerate(["train", "test", "train", "train", "valid", "valid"]))])
     (tmp_path/"given.csv").write_text(rows)
-    assert any("1 pictures have a copy in another part" in n for n in table_from_csv(tmp_path/"given.csv").notes)
+    assert any("copies under other names, in other parts: 1" in n for n in table_from_csv(tmp_path/"given.csv").notes)
 
 
 def test_an_exact_name_wins(tmp_path):
@@ -174,6 +176,12 @@ def test_an_exact_name_wins(tmp_path):
     for name in ("a.png", "A.png"): Image.new("RGB", (8, 8)).save(tmp_path/"p"/name)
     if len(list((tmp_path/"p").iterdir())) < 2: pytest.skip("this disk does not tell them apart")
     assert [p.name for n in ("a.png", "A.png") for p in Pictures(tmp_path/"p").find(n)] == ["a.png", "A.png"]
+
+
+def test_a_placeholder_does_not_weld_people_together(tmp_path, sheet):
+    for i in (1, 3, 5): (tmp_path/"images"/f"{i}.png").write_bytes((tmp_path/"masks"/"0.png").read_bytes())   # "not there", for half of them
+    people = table_from_csv(sheet("image,hat,person", "images/{i}.png,{y},p{i}"))
+    assert sorted(people.counts().values()) == [1, 1, 4]
 
 
 @pytest.mark.parametrize("asked, names", [("has hat", ("has hat",)), ("has hat, big nose", ("has hat", "big nose")), (["big nose"], ("big nose",)), ("has hat;big nose", ("has hat", "big nose"))])
@@ -204,7 +212,7 @@ def test_metrics_refuse_what_they_cannot_measure():
         with pytest.raises(ValueError, match="are NaN"): f(np.where(y > 0, np.nan, s), y)
         open_, known = y.copy(), np.ones_like(y); open_[:9, 0], known[:9, 0] = np.nan, 0
         assert np.array_equal(f(s, open_), f(s, y, known))
-    with pytest.raises(ValueError, match="region 3 was predicted"): M.confusion([0, 1], [3, 1], 2)
+    with pytest.raises(ValueError, match="regions 1 to 3 were predicted"): M.confusion([0, 1], [3, 1], 2)
     assert np.isnan(M.instance_scores(s, 0*y)["f1"]) and np.isnan(stats.paired_permutation([1., np.nan, 0]))
     assert np.isnan(stats.bootstrap_instances(s, 0*y, np.ones_like(y), np.ones((1, 50)))["F1"]).all()
 
@@ -237,14 +245,17 @@ def test_probabilities_are_no_logits(table, asked, forgotten):
     with pytest.warns(UserWarning, match="logits are expected"): run("mine", table, "smoke", **asked)
 
 
-def test_a_name_makes_one_folder():
-    with pytest.raises(ValueError, match="names folders"): own("a/b", lambda y: y)
+def test_a_name_makes_one_folder(forgotten):
+    for name in ("a/b", "..", "", "a:b"):
+        with pytest.raises(ValueError, match="names folders"): own(name, lambda y: y)
+    own("mine", lambda y: y)
 
 
 def test_other_slips(table, asked):
     from symbiosis_nb.combine import _pool
     with pytest.raises(ValueError, match="executor is one of local, slurm"): _pool("lokal", Path("."))
-    with pytest.raises(ValueError, match="group_lrs has 2 factors"): run("avg_pool", table, "smoke", group_lrs=(1, 2), **asked)
+    with pytest.raises(ValueError, match="group_lrs has 1 factors"): run("avg_pool", table, "smoke", group_lrs=(1,), **asked)
+    assert make_job("avg_pool", table, "smoke bs=16.0 limit=3e1").profile.recipe.bs == 16 and make_job("avg_pool", table, "smoke", overrides=dict(limit=30.)).table.counts()["train"] == 30
     folders = [make_job("avg_pool", table, "smoke", overrides=dict(lr=lr)).folder for lr in (4e-3, np.float64(4e-3))]
     assert folders[0] == folders[1]
 
@@ -258,7 +269,7 @@ def test_ones_own_pictures_are_no_sample_of_a_papers(table, asked):
 def test_two_parts_of_one_set_keep_their_people(table):
     from symbiosis_nb.data.protocols import cross
     a, b = table.take(np.arange(96) % 2 == 0), table.take(np.arange(96) % 2 == 1)   # two pictures of each person, one in each
-    both = cross(a, b)
-    assert set(both.identity[both.split == "test"]) == set(b.identity[b.split == "test"])
-    other = cross(a, replace(b, name="others"))
+    both = cross(a, b.but(split=np.where(b.split == "test", "train", "test")))   # people of a's training part among them
+    assert set(both.identity[both.split == "test"]) & set(both.identity[both.split != "test"])
+    other = cross(a, replace(b, name="others", split=np.where(b.split == "test", "train", "test")))
     assert not set(other.identity[other.split == "test"]) & set(other.identity[other.split != "test"])

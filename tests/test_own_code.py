@@ -15,6 +15,19 @@ BEFORE = {
     "a class in a dictionary": "class A:\n    def f(self): return 8\nKINDS = dict(a=A)\ndef build(b): return KINDS['a']()",
     "an object that is called": "class Builder:\n    def __init__(self, n): self.n = n\n    def __call__(self, b): return self.n\nbuild = Builder(8)",
     "a default": "def build(b, hidden=8): return hidden",
+    "the name of a keyword": "from functools import partial\ndef made(b, **how): pass\nbuild = partial(made, **{'hidden8': 1})",
+    "a second closure of one factory": "def make(n):\n    def inner(b): return n\n    return inner\nA = make(3), make(8)\ndef build(b): return A",
+    "a second lambda": "A = [lambda b: 3, lambda b: 8]\ndef build(b): return A",
+    "an attribute of a class": "H = 8\nclass Net:\n    hidden = H\ndef build(b): return Net()",
+    "a default by keyword": "H = 8\ndef build(b, *, hidden=H): return hidden",
+    "a property": "H = 8\nclass Net:\n    @property\n    def h(self): return H\ndef build(b): return Net()",
+    "a cached helper": "from functools import cache\n@cache\ndef h(): return 8\ndef build(b): return h()",
+    "a method of an object": "class B:\n    def __init__(self, n): self.n = n\n    def make(self, b): return self.n\nbuild = B(8).make",
+    "an array": "import numpy as np\nA = np.arange(8)\ndef build(b): return A",
+    "a tensor": "import torch\nA = torch.ones(8, dtype=torch.bfloat16)\ndef build(b): return A",
+    "a layer's constant": "from torch import nn\nA = nn.LeakyReLU(8)\ndef build(b): return A",
+    "slots": "from dataclasses import dataclass\n@dataclass(slots=True)\nclass C:\n    n: int\nA = C(8)\ndef build(b): return A",
+    "functions in a set": "def f(): return 8\nA = {f}\ndef build(b): return A",
     "a module of one's own": "import own_layers_of_the_test as layers\ndef build(b): return layers.make(b)",
 }
 
@@ -43,6 +56,24 @@ def test_an_edited_value_is_another_method(what, module):
 def test_a_comment_is_no_other_method(module):
     text = BEFORE["a constant"]
     assert code_digest(module(text).build) == code_digest(module(text + "\n# a word\n").build)
+
+
+@pytest.mark.parametrize("text", ["from torch import Tensor\nfrom numpy import ndarray\nclass T(Tensor): pass\ndef build(b): return isinstance(b, (Tensor, ndarray, T))",
+                                  "A = []\nA.append(A)\ndef build(b): return A", "class P: pass\nA = {P(), P()}\ndef build(b): return A"])
+def test_whatever_is_named_has_a_digest(module, text): assert code_digest(module(text).build) == code_digest(module(text).build)
+
+
+def test_what_is_no_name_of_it_does_not_count(module):
+    device, counted = "device = '{}'\ndef build(b): return b.device", "N = {}\ndef build(b):\n    global N\n    N += 1"
+    for text in (device, counted): assert code_digest(module(text.format(1)).build) == code_digest(module(text.format(2)).build)
+
+
+def test_another_version_of_this_package_is_no_other_method(tmp_path, module, monkeypatch):
+    import symbiosis_nb
+    from symbiosis_nb.code import own_digest
+    build = module(BEFORE["a constant"]).build; before = own_digest(build), code_digest(build)
+    monkeypatch.setattr(symbiosis_nb, "__version__", "9.9")
+    assert own_digest(build) == before[0] and code_digest(build) != before[1]
 
 
 def test_objects_that_know_each_other_end(module):

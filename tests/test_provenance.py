@@ -54,8 +54,8 @@ def trained(table, tmp_path):
 def test_what_rows_do_not_share_is_said_with_their_titles(table, trained):
     card = Card(trained, table, replicates=20); said = card.protocol()[""]
     first = tuple(trained[0].config["profile"]["size"])
-    assert said["input size (h, w)"] == f"{first}: Avg. pooling; (32, 24): the others"
-    assert said["augmentation"].startswith("flip 0.5") and said["augmentation"].endswith(": Avg. pooling; none: the others")
+    assert said["input size (h, w)"] == f"{first}: Avg. pooling | (32, 24): SPPNet*"
+    assert said["augmentation"].startswith("flip 0.5") and said["augmentation"].endswith(": Avg. pooling | none: SPPNet*")
     assert said["trunk"] == "small, width 0.25" and "augment" not in said["recipe"]
     assert f"input {first[0]} x {first[1]} and 32 x 24." in card.measured()
 
@@ -92,7 +92,7 @@ def test_boxes_are_called_boxes_and_open_labels_stand_twice(table, trained, tmp_
 
 def test_instance_scores_stand_beside_the_printed_ones():
     printed = golden(METHODS["dual_path"].rows).query("attribute == 'mean'").set_index("metric")
-    assert {"precision", "recall", "F1", "accuracy"} <= set(printed.index) and set(printed.loc["F1"].digits if printed.index.tolist().count("F1") > 1 else [printed.loc["F1"].digits]) == {2}
+    assert {"precision", "recall", "F1", "accuracy"} <= set(printed.index) and set(printed.loc[["F1"]].digits) == {2}
     r = Run(next((ROOT/"reports"/"celeba_small_46k"/"predictions").glob("dual_path-*")))
     here = SimpleNamespace(name=r.config["data"], frame="aligned", names=r.vocab.names, vocab=r.vocab, paths=[], counts=lambda: r.config["counts"], notes=[])
     beside = Card([r], here, replicates=50).printed().set_index("metric")

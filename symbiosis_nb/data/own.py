@@ -19,7 +19,7 @@ from ..core import DataError, as_path, words
 from .columns import SPLIT_WORDS, SPLITS
 from .files import count_parts, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
 from .official import nearest_colour, read_indices
-from .pictures import contents, read_image
+from .pictures import contents, read_image, stamps
 from .sheets import (ANSWERS, Pictures, Sheet, is_label, label_column, number_columns, part_column, path_column, paths_of, read_folders,
                                       read_sheet, read_shards, word_columns)
 from .tables import AttributeTable, ParsingTable
@@ -81,7 +81,7 @@ def asked_names(
     if not isinstance(asked, str): return [str(a) for a in asked]
     if asked.strip() in known: return [asked.strip()]
     parted = [p.strip() for p in re.split("[,;]", asked) if p.strip()]
-    return parted if len(parted) > 1 else words(asked)
+    return [n for p in parted for n in ([p] if p in known else words(p))]   # what is no name as a whole may be several
 
 def attribute_names(
     sheet: Sheet,
@@ -136,7 +136,7 @@ def sheet_name(sheet: Sheet, name: str) -> str:
 def _parts(sheet, column, paths, people, shares, seed, notes):
     "The part of each row, from a column or drawn; what was done stands in the notes"
     files = copies_as_one(paths, notes)
-    groups = together(files, people)
+    groups = together(paths if people is not None else files, people)   # people share pictures that show nobody: only copies of one's own would go with them
     by = "by picture: no column says who it is, so that a person may be in several parts" if people is None else "by person"
     split = None if column is None else part_column(sheet, column)
     if split is None or set(split) == {"train"}:
@@ -146,7 +146,7 @@ def _parts(sheet, column, paths, people, shares, seed, notes):
     parts_of = {}   # picture -> its parts
     for f, s in zip(files, split): parts_of.setdefault(f, set()).add(s)
     torn = [f for f in {f for f, p in zip(files, paths) if f != p} if len(parts_of[f]) > 1]
-    if torn: notes.append(f"{len(torn):,} pictures have a copy in another part, under another name, for example {min(torn)}: scores on them are too good")
+    if torn: notes.append(f"copies under other names, in other parts: {len(torn):,}, for example of {min(torn)}: scores on them are too good")
     return split
 
 def copies_as_one(
@@ -154,9 +154,12 @@ def copies_as_one(
     notes: list,   # added to where there are copies
 ) -> list:         # N pictures, in place of each copy the first that has the same bytes
     "Files of other names with the same content are one picture, which must not be torn apart"
-    first, found = {}, contents(paths)
-    files = [first.setdefault(c, p) if c else p for c, p in zip(found, paths)]
-    if copies := len(set(paths)) - len(set(files)): notes.append(f"{copies:,} pictures are copies of others, under other names")
+    alike = {}   # files of one size: others have no copy, and are not read
+    for p, (_, size, _) in zip(paths, stamps(paths)): alike.setdefault(size, []).append(p)
+    asked = list(dict.fromkeys(p for some in alike.values() if len(set(some)) > 1 for p in some))
+    first, said = {}, dict(zip(asked, contents(asked)))
+    files = [first.setdefault(said[p], p) if said.get(p) else p for p in paths]
+    if copies := len(set(paths)) - len(set(files)): notes.append(f"copies of other pictures, under other names: {copies:,}")
     return files
 
 def _once(sheet, paths, column):
@@ -276,6 +279,7 @@ def table_from_parquet(
 ) -> AttributeTable:
     "A table from a data set of the Hugging Face hub on disk; embedded pictures become files of the cache, parts are those of the files"
     root = as_path(root); sheet, paths = read_shards(root)
+    if paths is not None and pictures: raise ValueError(f"{root}: its pictures are embedded, so no column names them: leave pictures out")
     if paths is not None: return build_table(sheet, paths, name or root.stem, **kwargs)
     files = Pictures(images or (root if root.is_dir() else root.parent))
     column = sheet_name(sheet, pictures) if pictures else path_column(sheet, files)

@@ -45,9 +45,11 @@ def cross(
     if source.names != target.names: raise DataError(f"{source.name} and {target.name} have different attributes")
     a, b = source.take(slice(None) if all_of_it else source.split != "test"), target.take(target.split == "test")
     ids = lambda t: np.arange(len(t)) if t.identity is None else told_apart(t.identity)
-    one_set = source.name == target.name and source.identity is not None and target.identity is not None   # two parts of it: the same numbers are the same people
+    one_set = source.name == target.name and source.identity is not None and target.identity is not None
+    folders = [{Path(p).parent for p in t.paths} for t in (source, target)]
+    one_set = one_set and folders[0] == folders[1]   # two parts of it: the same numbers are the same people
     apart = [np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)]
-    people = np.concatenate([a.identity, b.identity] if one_set else apart)
+    people = np.unique(told_apart(np.concatenate([a.identity, b.identity])), return_inverse=True)[1] if one_set else np.concatenate(apart)
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
     rule = dict(exif=source.exif or target.exif, background=source.background, derived=(*a.derived, *b.derived))   # landmarks stay behind

@@ -127,7 +127,7 @@ class Pictures:
         for name, path in sorted(list_images(self.place, deep=True).items()):
             for key in {name.lower(), stem_of(name).lower()}:
                 self.whole[key].append(path); self.bare[key.rsplit("/", 1)[-1]].append(path)
-            self.folders |= set(name.lower().split("/")[:-1])
+            if "/" in name: self.folders.add(name.lower().split("/")[0])
 
     def find(self, text: str) -> list:
         "The pictures that a text may mean: one, none, or several"

@@ -40,7 +40,7 @@ class BoxStore:
         masks = landmark_masks(torch.tensor(self.points[np.asarray(rows)]).float(), self.size, self.frame, side=20*self.frame[1]/178)
         return (masks*255).round().byte()
 
-ONE_FRAME = ("CelebA", "LFWA")   # sets whose aligned pictures are all of one size; one's own may differ
+ONE_FRAME = ("CelebA", "LFWA", "synthetic")   # sets whose aligned pictures are all of one size; one's own may differ
 
 def box_masks(table,
     size: tuple,   # (height, width) of the masks
@@ -49,8 +49,9 @@ def box_masks(table,
     if table.landmarks is None:
         files = "list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt)"
         raise DataError(f"{table.name}: method bbox needs landmarks; put {files} beside the attributes")
-    key = digest(table.digest, list(size), "boxes", *(["in their box"] if table.frame == "box" else []))
-    if table.frame == "aligned" and any(s in table.name for s in ONE_FRAME): return Field("maps", BoxStore(table.landmarks, tuple(size), _first_frame(table), key), BOXES)
+    key = digest(table.digest, list(size), "boxes", *(["in their box"] if table.frame == "box" else ["each in its frame"] if table.frame == "aligned" else []))
+    one_size = table.frame == "aligned" and any(s in table.name for s in ONE_FRAME)
+    if one_size: return Field("maps", BoxStore(table.landmarks, tuple(size), _first_frame(table), key), BOXES)
     def one(r):
         (x, y), frame = _seen_part(table, r)
         return BoxStore(table.landmarks[[r]] - (x, y), tuple(size), frame, key)[[0]][0].numpy()

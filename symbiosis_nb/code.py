@@ -95,6 +95,7 @@ def _used(build):
     _collect(build, rooms, own)
     return rooms, {k: v for k, v in own.items() if not k.startswith("made ")}   # which only says what was looked at
 
+# %% ../nbs/25_code.ipynb #68c092a1
 def _collect(thing, rooms: set, own: dict, at: str = ""):
     "Which model rooms a thing is made of, the source of functions and classes in none, and the values that they use; `at`: what names it"
     if isinstance(thing, type) or inspect.isfunction(thing): return _collect_code(inspect.unwrap(thing), rooms, own, at)
@@ -115,8 +116,9 @@ def _parts(thing) -> dict:
     if isinstance(thing, dict): return {f"{k!r}" if _is_value(k) else i: v for i, (k, v) in enumerate(thing.items())}
     if isinstance(thing, (list, tuple)): return dict(enumerate(thing))
     if isinstance(thing, (set, frozenset)): return dict(enumerate(sorted((t for t in thing if _is_value(t) or hasattr(t, "__qualname__")), key=_named)))
-    said = {"says": repr(thing)} if hasattr(thing, "state_dict") else {}   # of a network its shape, not its weights
-    if said or _installed(type(thing).__module__): return said if _installed(type(thing).__module__) else {"class": type(thing), **said}
+    network, ours = hasattr(thing, "state_dict"), not _installed(type(thing).__module__)
+    if network: return {"says": repr(thing)} | ({"class": type(thing)} if ours else {})   # its shape, not its weights
+    if not ours: return {}
     slots = [n for c in type(thing).__mro__ for n in getattr(c, "__slots__", ()) if hasattr(thing, n)]
     return {"class": type(thing), **{n: getattr(thing, n) for n in slots}, **getattr(thing, "__dict__", {})}
 
@@ -145,6 +147,7 @@ def _collect_code(thing, rooms, own, at):
         for k, used in _names(thing).items():
             if not (ours and _is_value(used)): _collect(used, rooms, own, f"{name} {k}")
 
+# %% ../nbs/25_code.ipynb #d7c36cb3
 _PACKAGES = tuple(map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 
 def _installed(module):

@@ -117,7 +117,8 @@ def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=
     trunk = profile.backbone if profile.parser == "aspp" else None
     return dict(parser=profile.parser, backbone=trunk, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder]), precision=profile.precision, recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
+                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder]), precision=profile.precision,
+                recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
 
 def _parsing_dls(table, image, labels, recipe):
     valid = "valid" if (table.split == "valid").any() else "train"

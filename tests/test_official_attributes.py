@@ -6,8 +6,9 @@ import pytest
 
 import fixture_formats as ff
 from symbiosis_nb.core import DataError
-from symbiosis_nb.data import official
-from symbiosis_nb.data.official import berkeley_attributes, celebamask_hq_attributes, clip_boxes, hold_out, lfwa, read_mat, wider_attribute
+from symbiosis_nb.data import face_sets
+from symbiosis_nb.data.files import hold_out, read_mat
+from symbiosis_nb.data.official import berkeley_attributes, celebamask_hq_attributes, clip_boxes, lfwa, wider_attribute
 from symbiosis_nb.data.tables import check_split, read_image
 
 # ---- LFWA --------------------------------------------------------------------------------------------------------------------
@@ -32,7 +33,7 @@ def test_lfwa_hdf5_orientation_is_kept_when_square(tmp_path):
     label = np.triu(np.ones((40, 40)))
     for version in ("7.3", "5"):
         ff.lfwa_mats(tmp_path, names, label, ff.CELEBA_NAMES, [1, 2], [40], version)
-        np.testing.assert_array_equal(official._lfwa_labels(tmp_path/"lfw_att_40.mat")[1], label > 0)
+        np.testing.assert_array_equal(face_sets._lfwa_labels(tmp_path/"lfw_att_40.mat")[1], label > 0)
 
 
 def test_lfwa_hold_out_keeps_people_together(tmp_path):

@@ -8,8 +8,9 @@ from PIL import Image
 
 import fixture_formats as ff
 from symbiosis_nb.core import DataError
-from symbiosis_nb.data import official
-from symbiosis_nb.data.official import celeba, read_numbers
+from symbiosis_nb.data import face_sets
+from symbiosis_nb.data.files import read_numbers
+from symbiosis_nb.data.official import celeba
 from symbiosis_nb.data.tables import read_image
 from symbiosis_nb.vocab import CELEBA
 
@@ -214,16 +215,16 @@ def test_partial_identities_are_unknown(tmp_path):
 
 def test_full_counts_are_checked(monkeypatch, tmp_path):
     ff.celeba_set(tmp_path)
-    monkeypatch.setattr(official, "CELEBA_COUNTS", dict(train=3, valid=1, test=2))
+    monkeypatch.setattr(face_sets, "CELEBA_COUNTS", dict(train=3, valid=1, test=2))
     with pytest.raises(DataError, match="10,177"): celeba(tmp_path)       # six images in official parts, but only four people
     (tmp_path/"Anno"/"identity_CelebA.txt").unlink()
     assert celeba(tmp_path).notes == []
-    monkeypatch.setattr(official, "CELEBA_COUNTS", dict(train=2, valid=2, test=2))
+    monkeypatch.setattr(face_sets, "CELEBA_COUNTS", dict(train=2, valid=2, test=2))
     with pytest.raises(DataError, match="not in the official parts"): celeba(tmp_path)
 
 
 def test_official_ranges():
-    parts = [official.official_part(i) for i in range(1, 202_600)]
+    parts = [face_sets.official_part(i) for i in range(1, 202_600)]
     assert [parts.count(s) for s in ("train", "valid", "test")] == [162_770, 19_867, 19_962]
 
 

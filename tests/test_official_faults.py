@@ -6,8 +6,9 @@ import pytest
 
 import fixture_formats as ff
 from symbiosis_nb.core import DataError
+from symbiosis_nb.data.files import read_mat
 from symbiosis_nb.data.official import (berkeley_attributes, celeba, celebamask_hq, celebamask_hq_attributes, check_files, fasseg, helen, lapa, lfwa, lip,
-                                        read_mat, wider_attribute)
+    wider_attribute)
 
 SETS = dict(celeba=(ff.celeba_set, celeba), wild=(ff.celeba_set, lambda root: celeba(root, variant="original")), lfwa=(ff.lfwa_set, lfwa),
             wider=(ff.wider_set, wider_attribute), berkeley=(ff.berkeley_set, berkeley_attributes), helen=(ff.helen_set, helen),

@@ -11,7 +11,7 @@ from PIL import Image
 
 import fixture_formats as ff
 from symbiosis_nb.core import DataError
-from symbiosis_nb.data import official
+from symbiosis_nb.data import face_sets, shards
 from symbiosis_nb.data.official import celeba, check_files
 from symbiosis_nb.data.pixels import pixel_store
 from symbiosis_nb.data.sources import open_faces
@@ -153,7 +153,7 @@ def test_parquet_feeds_the_pixel_store(tmp_path):
 
 
 def test_parquet_of_the_full_set_must_have_the_official_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(official, "CELEBA_COUNTS", dict(train=2, valid=2, test=2))
+    monkeypatch.setattr(face_sets, "CELEBA_COUNTS", dict(train=2, valid=2, test=2))
     with pytest.raises(DataError, match="not in the official parts"): celeba(named(tmp_path/"hub"))
 
 
@@ -165,7 +165,7 @@ def stamps(table): return {Path(p).name: Path(p).stat().st_mtime_ns for p in tab
 def test_parquet_is_unpacked_once(tmp_path, monkeypatch):
     first = celeba(named(tmp_path/"hub")); before = stamps(first)
     with monkeypatch.context() as m:
-        m.setattr(official, "_shard_rows", None)                              # not even looked into
+        m.setattr(shards, "_shard_rows", None)                              # not even looked into
         assert stamps(same(celeba(tmp_path/"hub"))) == before
     Path(first.paths[2]).unlink(); Path(first.paths[3]).write_bytes(b"")      # a cache that somebody thinned out
     after = stamps(same(celeba(tmp_path/"hub")))
@@ -173,16 +173,16 @@ def test_parquet_is_unpacked_once(tmp_path, monkeypatch):
 
 
 def test_parquet_goes_on_where_it_was_cut_off(tmp_path, cache, monkeypatch):
-    rows = official._shard_rows
+    rows = shards._shard_rows
     def cut(path):
         for i, row in enumerate(rows(path)):
             if path.name == TEST and i == 1: raise KeyboardInterrupt
             yield row
-    monkeypatch.setattr(official, "_shard_rows", cut)
+    monkeypatch.setattr(shards, "_shard_rows", cut)
     with pytest.raises(KeyboardInterrupt): celeba(named(tmp_path/"hub"))
     there = {p.name: p.stat().st_mtime_ns for p in cache.rglob("*.jpg")}
     assert len(there) == 5 and not list(cache.rglob("*.txt"))                 # the lists, which say that all is there, come last
-    monkeypatch.setattr(official, "_shard_rows", rows)
+    monkeypatch.setattr(shards, "_shard_rows", rows)
     after = stamps(same(celeba(tmp_path/"hub")))
     assert {n: after[n] for n in there} == there and not list(cache.rglob("*.tmp"))
 
@@ -194,7 +194,7 @@ def test_parquet_that_changes_is_unpacked_anew(tmp_path, cache):
 
 
 def test_parquet_needs_room(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(official.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(OSError, match="needs .* SYMBIOSIS_CACHE"): celeba(named(tmp_path/"hub"))
     assert not list(cache.rglob("*.jpg"))
 

@@ -200,14 +200,14 @@ def test_the_page_says_that_a_picture_is_stretched(table):
 # data
 
 def test_parts_have_an_order_of_their_own(tmp_path):
-    from symbiosis_nb.data import official
+    from symbiosis_nb.data import parsing_sets
     anno = tmp_path/"CelebAMask-HQ-mask-anno"; anno.mkdir()
     for part in ("skin", "hair", "l_eye"): Image.new("L", (4, 4), 255).save(anno/f"00003_{part}.png")
-    listed, orders = official.list_images, []
+    listed, orders = parsing_sets.list_images, []
     for turn in (1, -1):
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(official, "list_images", lambda *a, **k: dict(list(listed(*a, **k).items())[::turn]))
-            orders.append(list(official._part_files(anno)["3"]))
+            m.setattr(parsing_sets, "list_images", lambda *a, **k: dict(list(listed(*a, **k).items())[::turn]))
+            orders.append(list(parsing_sets._part_files(anno)["3"]))
     assert orders[0] == orders[1] == ["skin", "l_eye", "hair"]
 
 

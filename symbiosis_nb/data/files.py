@@ -148,6 +148,16 @@ class Numbers:
             return f"{self.unit} {self.lines[i]}: {self.columns[first]} is {self.values[i, first]:g}, expected {words}{others}"
         complain(self.path, [say(i) for i in wrong[:1000]], self.unit, len(wrong))
 
+    def expect_labels(self):
+        "Raise `DataError` where values are not -1 or 1, or not 0 or 1, throughout"
+        low = -1 if (self.values == -1).any() else 0
+        self.expect(np.isin(self.values, (low, 1)), f"{low} or 1")
+
+    def expect_whole(self):
+        "Raise `DataError` where values are not counts or numbers of people: whole, not negative, below 2**31"
+        v = self.values
+        self.expect((v >= 0) & (v < 2**31) & (v == np.floor(v)), "a whole number")
+
     def rows_of(self, stems) -> np.ndarray:
         "Position of each of `stems` here, -1 where it is not"
         where = {s: i for i, s in enumerate(self.stems)}

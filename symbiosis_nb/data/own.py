@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core import DataError, as_path, words
 from .columns import SPLIT_WORDS, SPLITS
 from .files import count_parts, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
-from .official import nearest_colour, read_indices
+from .parsing_sets import nearest_colour, read_indices
 from .pictures import contents, read_image, stamps
 from .sheets import (ANSWERS, Pictures, Sheet, is_label, label_column, number_columns, part_column, path_column, paths_of, read_folders,
                                       read_sheet, read_shards, word_columns)

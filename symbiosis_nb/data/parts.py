@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..core import told_apart
-from .official import hold_out
+from .files import hold_out
 from .tables import AttributeTable, ParsingTable, refuse_enlarged
 
 # %% ../../nbs/08a_data.parts.ipynb #a70cfbdc

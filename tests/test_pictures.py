@@ -180,3 +180,14 @@ def test_another_picture_with_the_old_time_is_noticed(tmp_path):
     file = tmp_path/"a.bmp"; Image.new("RGB", (4, 4), 10).save(file); before, times = pixels_digest([file]), file.stat()
     Image.new("RGB", (4, 4), 20).save(file); os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert file.stat().st_size == times.st_size and pixels_digest([file]) != before
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_few_bits_in_sixteen_are_not_read_as_black(bits, kind):
+    "A camera's 12 bits, or 8 saved as 16, would show a hardly lit picture: nobody means it"
+    values = np.linspace(0, 2**bits - 1, 12).astype(np.uint16).reshape(3, 4)
+    for form in (values, Image.fromarray(values), encoded(Image.fromarray(values), kind), values.astype(np.int32) if bits > 8 else values):
+        with pytest.raises(DataError, match=f"use {bits} at most.*Scale it"): open_picture(form)
+    assert np.asarray(open_picture(values*np.uint16(2**(16 - bits)))).max() > 250
+    assert not np.asarray(open_picture(np.zeros((3, 4), np.uint16))).any()           # nothing at all is black

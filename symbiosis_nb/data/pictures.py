@@ -76,7 +76,7 @@ def to_eight_bits(
     values: np.ndarray,  # any numbers
     deep: bool = False,  # they are known to have 16 bits
 ) -> np.ndarray:         # uint8
-    "Brightness from 0 to 255; raises `DataError` for numbers whose range is not known"
+    "Brightness from 0 to 255; raises `DataError` for numbers whose range is not known, and for 8 to 12 bits in a box of 16"
     if values.dtype == np.uint8: return values
     if values.dtype == bool: return values.astype(np.uint8)*255
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
@@ -87,6 +87,9 @@ def to_eight_bits(
     elif high <= 255: scale, top = 1, 255
     else: scale, top = 255/65535, 65535
     if low < 0 or high > top: raise DataError(f"holds values from {low:g} to {high:g}: give 0 to 255, 0 to 65535 (16 bits), or 0 to 1")
+    if top == 65535 and 0 < high < 4096 and (values % 257).any():   # 8 bits made 16 are multiples of 257, however dark
+        raise DataError(f"has 16 bits, of which the values, up to {high:g}, use {int(high).bit_length()} at most: it would be read as black. "
+                        "Scale it to 0 to 65535, or save it with 8 bits")
     return (values.astype(np.float64)*scale).round().astype(np.uint8)
 
 # %% ../../nbs/01a_data.pictures.ipynb #3b765ac8

@@ -226,6 +226,8 @@ def attribute_learner(
     loss = loss_func or getattr(model, "loss", None) or masked_bce
     dtype, seconds = measured_precision(dls, model, loss) if precision == "auto" else (precision, {})
     cbs = [*(cbs or []), *_precision_callbacks(dtype), Finite(getattr(getattr(dls, "vocab", None), "names", ()))]
+    validates = getattr(dls, "validates", True)
+    if patience is not None and not validates: raise ValueError("patience waits for a validation score: held_out(table, .1) makes a validation part")
     if patience is not None: cbs.append(Patience(patience))
     if tensorboard is not None: cbs.append(_tensorboard(tensorboard))
     if channels_last: model = model.to(memory_format=torch.channels_last)
@@ -234,6 +236,7 @@ def attribute_learner(
     learn = ResumableLearner(dls, torch.compile(model) if compiled else model, loss_func=loss, splitter=split_groups, path=Path(path),
                              metrics=default_metrics() if metrics is None else metrics, cbs=cbs, **kwargs)
     learn.precision, learn.precision_seconds = dtype, seconds
+    learn.validates = validates
     if quiet(): learn.remove_cb(ProgressCallback); learn.logger = _silent
     return learn
 

@@ -146,7 +146,6 @@ def _trained(job, ready, folder):
     if job.method.name not in OURS: _check_answer(job, model, dls)
     metrics = [*default_metrics(), *job.need.metrics(ready)]
     learn = attribute_learner(dls, model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
-    learn.validates = _monitor(job) is not None
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
         recipe = p.recipe if selection.monitor else replace(p.recipe, patience=None)   # nothing to wait for

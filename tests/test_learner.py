@@ -117,3 +117,15 @@ def test_a_last_pass_that_ends_early_keeps_its_columns(tmp_path):
         last = metrics.average_precision(*r.predictions("valid", "last"))
         assert r.log.mAP.iloc[-1] == pytest.approx(np.nanmean(last), abs=1e-4)
         assert r.log.mAP[r.done["selected_epoch"]] == r.log.mAP.max()
+
+
+def test_a_learner_shows_no_training_part_as_validation(table):
+    "Without a validation part fastai's table had the training part's scores under `valid_loss` and `mAP`"
+    from dataclasses import replace
+    alone = replace(table, split=np.where(table.split == "valid", "train", table.split))
+    dls = attribute_dls(alone, [Field("image", pixel_store(alone.paths, (40, 32)))], bs=16, augment=None)
+    learn = attribute_learner(dls, model()); quiet(learn, lambda: learn.fit(1))
+    assert [len(row) for row in learn.recorder.values] == [1]                 # the training loss
+    with pytest.raises(ValueError, match="held_out"): attribute_learner(dls, model(), patience=2)
+    split = attribute_learner(attribute_dls(table, [Field("image", pixel_store(table.paths, (40, 32)))], bs=16, augment=None), model())
+    quiet(split, lambda: split.fit(1)); assert len(split.recorder.values[0]) == 5

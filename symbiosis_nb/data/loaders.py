@@ -360,7 +360,9 @@ def attribute_dls(
     train = attribute_loader(table, inputs, "train", bs, augment, train=True, ok=ok, **kwargs)
     has_valid = (table.split == "valid").any()
     valid = attribute_loader(table, inputs, "valid" if has_valid else "train", 2*bs, ok=ok, **kwargs)
-    return DataLoaders(train, valid)
+    dls = DataLoaders(train, valid)
+    dls.validates = bool(has_valid)   # without the part its loader only shows pictures: no score is made on it
+    return dls
 
 # %% ../../nbs/07_data.loaders.ipynb #c9750c94
 def parsing_loader(

@@ -82,7 +82,7 @@ def measured_precision(
     "The faster precision for training this model here"
     device = dls.device or torch.device("cpu")
     rows = list(dls.train.dataset)[:dls.train.bs]
-    shape = [list(f.store.shape) if hasattr(f.store, "shape") else f.kind for f in dls.train.fields]
+    shape = [list(f.store.shape[1:]) if hasattr(f.store, "shape") else f.kind for f in dls.train.fields]
     key = digest(hardware(), torch.__version__, type(model).__name__, sum(p.numel() for p in model.parameters()), len(rows), shape)
     file = cache_dir()/"precision"/f"{key}.json"
     if not file.is_file(): write_json(file, _time_precisions(dls.train, rows, model, loss, device, steps))

@@ -117,6 +117,7 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
     p = job.profile
     with _stoppable(job), seeded(job.seed): _check_loss(job)
+    whole, job = job, _only_asked(job)
     with _stoppable(job), seeded(job.seed): ready = prepare(_of_one_process(job))   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
     with _stoppable(job), seeded(job.seed):
@@ -127,12 +128,18 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         arrays.update(who_is_shown(job.table, ready.ok))
         chosen = dict(selected_epoch=selection.epoch_of_best) if selection.monitor else {}   # without a validation part nothing is
         more = dict(n_regions=ready.n_regions, **chosen, bad_images=int((~ready.ok).sum()),
-                    inputs=ready.sources, news=checkpoint.news, **_precision_said(learn, p.precision), rising=bool(chosen) and _rising(learn))
+                    inputs=ready.sources, news=checkpoint.news, **_precision_said(learn), rising=bool(chosen) and _rising(learn))
         if parsing is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
-    finish(job, folder, arrays, epoch_log(learn), learn.model, costs, **more)
+    finish(whole, folder, arrays, epoch_log(learn), learn.model, costs, **more)
     return checkpoint.news
+
+def _only_asked(job):
+    "The job, with two batches of its training part where nothing is learnt of it: the rest is neither decoded nor parsed"
+    t, n = job.table, 2*job.profile.recipe.bs
+    if job.profile.recipe.epochs_on(1) or job.start is None or Run(job.start).config["data_digest"] == t.digest: return job
+    return replace(job, table=t.take(np.sort(np.r_[np.flatnonzero(t.split == "train")[:n], np.flatnonzero(t.split != "train")])))
 
 # %% ../nbs/32a_training.ipynb #4a212ee8
 def _trained(job, ready, folder):
@@ -145,7 +152,7 @@ def _trained(job, ready, folder):
     dls = ready.dls()
     if job.method.name not in OURS: _check_answer(job, model, dls)
     metrics = [*default_metrics(), *job.need.metrics(ready)]
-    learn = attribute_learner(dls, model, ready.loss, precision=p.precision, path=folder, metrics=metrics)
+    learn = attribute_learner(dls, model, ready.loss, precision=_precision(job), path=folder, metrics=metrics)
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
         recipe = p.recipe if selection.monitor else replace(p.recipe, patience=None)   # nothing to wait for
@@ -201,9 +208,15 @@ def _monitor(job):
     if not (job.table.split == "valid").any(): return None
     return "balanced_accuracy" if job.profile.loss == "balanced" else "mAP"
 
-def _precision_said(learn, asked):
+def _precision(job):
+    "The precision that is asked for; a network that is measured as it is answers in the one that it was measured in before"
+    asked, as_it_is = job.profile.precision, job.start is not None and not job.profile.recipe.epochs_on(1)
+    own = Run(job.start).done.get("precision") if as_it_is else None
+    return own if asked == "auto" and own in ("float32", "bfloat16") else asked
+
+def _precision_said(learn):
     "The precision that was used and, where it was measured, seconds per step of each"
-    return dict(precision=learn.precision) | (dict(precision_seconds=learn.precision_seconds) if asked == "auto" else {})
+    return dict(precision=learn.precision) | (dict(precision_seconds=learn.precision_seconds) if learn.precision_seconds else {})
 
 def _rising(learn) -> bool:
     "Whether validation AP still rose at the end: the best epoch is the last, so that a longer training may give more"

@@ -213,7 +213,7 @@ def test_two_networks_of_one_method_differ_by_their_seeds(tmp_path):
     np.testing.assert_allclose(asked[0], (asked[1] + asked[2])/2, atol=1e-6)
 
 
-def test_no_epoch_measures_the_start_as_it_is(tmp_path):
+def test_no_epoch_measures_the_start_as_it_is(tmp_path, monkeypatch):
     "On the same pictures the same logits; on another set's test part, without a training there"
     from dataclasses import replace
     from symbiosis_nb.data.protocols import cross
@@ -224,8 +224,14 @@ def test_no_epoch_measures_the_start_as_it_is(tmp_path):
     np.testing.assert_array_equal(again.predictions()[0], first.predictions()[0])
     assert again.folder != first.folder and not len(again.log) and again.config["start"] == first.folder.name
     other = replace(table.take(slice(None, None, -1)), name="another set")
+    from symbiosis_nb import training as room
+    decoded, prepare = [], room.prepare
+    monkeypatch.setattr(room, "prepare", lambda job: decoded.append(job.table.counts()) or prepare(job))
     there = run("avg_pool", cross(table, other), start=first.folder, epochs=0, **how)
     np.testing.assert_array_equal(there.predictions()[0], first.predictions()[0][::-1])
+    whole = cross(table, other).counts()
+    assert decoded == [whole | dict(train=32)] and whole["train"] > 32 and there.config["counts"] == whole   # nothing is learnt of the rest
+    np.testing.assert_array_equal(there.arrays["train_prevalence"], first.arrays["train_prevalence"])
     trained = run("avg_pool", cross(table, other), epochs=2, **how)
     np.testing.assert_array_equal(there.predictions()[0], trained.predictions()[0])   # as if it had been trained for that part
     card = Card([there], cross(table, other)); card.scores(), card.selection(), card.cost(), card.limits(), card.run_rows()

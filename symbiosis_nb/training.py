@@ -92,8 +92,11 @@ def _measure(learn, selection, loaders, parsing_test):
     "Logits of every split with both weights; seconds for the test split; parsing scores of the last epoch: validation selects for attributes"
     arrays, seconds, parsing = {}, 0., None
     last = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    for which, weights in (("last", last), ("selected", selection.weights or last)):
+    chosen = selection.weights or last
+    for which, weights in (("last", last), ("selected", chosen)):
         learn.model.load_state_dict(weights)
+        if which == "selected" and all(torch.equal(last[k].cpu(), w.cpu()) for k, w in chosen.items()):   # the last epoch was the best: asked already
+            arrays |= {f"{split}_selected": arrays[f"{split}_last"] for split in loaders}; continue
         for split, dl in loaders.items():
             start = time.perf_counter()
             arrays[f"{split}_{which}"], arrays[f"{split}_targets"] = predict(learn.model, dl, learn.precision)

@@ -239,3 +239,19 @@ def test_no_epoch_measures_the_start_as_it_is(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="differs: width"): run("avg_pool", table, start=first.folder, epochs=0, width=.5, **how)
     with pytest.raises(ValueError, match="epochs is 0: give a whole number, 1 or more"): run("avg_pool", table, epochs=0, **how)
     with pytest.raises(ValueError, match="epochs is 0: give a whole number, 1 or more"): run("avg_pool", table, "smoke epochs=0", out=tmp_path/"runs")
+
+
+def test_the_last_epoch_is_asked_once_where_it_was_the_best(tmp_path, monkeypatch):
+    "Its pictures are not looked at a second time; where an earlier epoch was better both are asked"
+    from helpers import picture_table
+    from symbiosis_nb import callbacks, training as room
+    table, asked, predict = picture_table(tmp_path/"pictures"), [], room.predict
+    monkeypatch.setattr(room, "predict", lambda model, dl, *a: asked.append(len(dl.dataset)) or predict(model, dl, *a))
+    one = run("avg_pool", table, "smoke", out=tmp_path/"runs")
+    assert asked == [16, 16] and one.done["selected_epoch"] == 0
+    np.testing.assert_array_equal(one.arrays["test_last"], one.arrays["test_selected"])
+    keep, worse = callbacks.Selection.after_epoch, lambda self: keep(self) if self.epoch == 0 else None   # as if the second were worse
+    monkeypatch.setattr(room.Selection, "after_epoch", worse); asked.clear()
+    two = run("avg_pool", table, "smoke", out=tmp_path/"runs", epochs=2)
+    assert len(asked) == 4 and two.done["selected_epoch"] == 0
+    assert not np.array_equal(two.arrays["test_last"], two.arrays["test_selected"])

@@ -184,6 +184,7 @@ def rehearsal(
     if precision == "auto": precision = "bfloat16" if torch.cuda.is_available() else "float32"
     steps, recipe = _Steps(), replace(recipe_of(piece), bs=bs, epochs=2, iterations=None, patience=None)
     learn = learner(precision=precision, metrics=[]) if piece.kind == "attributes" else learner(precision=precision)
+    learn.validates = True   # noise has no parts, and looking at pictures is timed too
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, cbs=[steps])
     return learn, steps
 

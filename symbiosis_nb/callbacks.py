@@ -116,7 +116,7 @@ class Finite(Callback):
         where = "" if not lost else f", first seen at {', '.join(lost[:3])}" if len(lost) < len(self.names) else ", at every attribute"
         rate = self.opt.hypers[-1]["lr"]
         raise FloatingPointError(f"epoch {self.epoch}, step {self.iter}: {what} not finite{where} (rate {rate:.2g}). A lower lr is the usual cure; "
-                                 "with loss='balanced' look for attributes that training never shows. The checkpoint of the epoch before is kept")
+                                 "with loss='balanced' look for attributes that training never shows, with a loss of your own for targets that are NaN: labels that are not known. The checkpoint of the epoch before is kept")
 
 # %% ../nbs/28_callbacks.ipynb #998728db
 def bare(

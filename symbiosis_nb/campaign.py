@@ -202,9 +202,19 @@ def run_all(
     hours = None if planned is None else planned.rows.hours.tolist()
     card = Campaign(len(jobs), hours)
     if executor is None: found = [_run_here(card, i, job) for i, job in enumerate(jobs)]
-    else: found = _run_elsewhere(card, jobs, executor, planned, retries)
+    else:
+        for job in jobs: _check_travels(job)
+        found = _run_elsewhere(card, jobs, executor, planned, retries)
     card.line.leave()
     return found
+
+def _check_travels(job):
+    "Raise `ValueError` for code that another process cannot read: it would train under another name"
+    parts = dict(builder=job.method.build, need=type(job.need), schedule=job.profile.recipe.schedule)
+    for name, thing in parts.items():
+        if getattr(getattr(thing, "func", thing), "__module__", "") in ("__main__", "__mp_main__"):
+            raise ValueError(f"{job.called}: its {name} is defined in a notebook cell or a script, which other processes cannot read: "
+                             "write it into a module and import that, or leave executor empty")
 
 def _name(job): return f"{job.called}, seed {job.seed}"
 

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 
 from .core import DataError
+from .code import mentions
 from .data.crops import crop_assignment
 from .data.tables import AttributeTable, ParsingTable
 from .methods import Method, printed_set
@@ -110,7 +111,7 @@ def check_options(
 ) -> None:
     "Raises `ValueError` for options that nothing would read"
     reads, chained = getattr(method.build, "__code__", None), method.paper == "general_to_specific"
-    if method.build is not None and not chained and (reads is None or "options" in reads.co_names): return   # the model refuses what it does not know
+    if method.build is not None and not chained and (reads is None or mentions(method.build, "options")): return   # the model refuses what it does not know
     known = (*method.need.options, *(OF_CHAINS if chained else ()))   # a chain's builder leaves out what is not the network's
     if unread := [k for k in options if k not in known]:
         where = f"pass them to its parts, {', '.join(method.parts)}" if method.parts else f"it reads {', '.join(known)}" if known else "its builder reads none"

@@ -23,6 +23,7 @@ from .data import crops
 from .data.tables import AttributeTable
 from .jobs import Job
 from .kept import Run
+from .learner import process_rank
 from .methods import get_method
 from .training import finish
 from .vocab import AttributeVocab
@@ -60,8 +61,9 @@ def joined_cost(
 def average_runs(job: Job, folder: Path, run_job: Callable):
     "Average the probabilities of the runs named by the method's `parts`; trains those that are missing"
     parts = [run_job(job.of(name, seed=seed)) for name, seed in job.method.networks(job.seed)]
+    if process_rank()[0] > 0: return   # the first process writes
     finish(job, folder, mean_arrays(parts), parts[0].log.iloc[:0], None, joined_cost(parts), parts=[r.folder.name for r in parts],
-           bad_images=parts[0].done["bad_images"])
+           bad_images=parts[0].done["bad_images"], used=parts[0].done.get("used"))
 
 # %% ../nbs/32b_combine.ipynb #e0aa3f76
 def one_attribute(table: AttributeTable, name: str) -> AttributeTable:
@@ -207,7 +209,8 @@ def chain_runs(job: Job, folder: Path, run_job: Callable):
     runs = {n: Run(f[-1]) for n, f in trained.items()}
     steps = [Run(f) for fs in trained.values() for f in fs] + ([joint] if joint else [])
     costs = joined_cost([*runs.values(), *([joint] if partly else [])], steps)
-    more = dict(_members(runs, joint, every), bad_images=steps[0].done["bad_images"])
+    more = dict(_members(runs, joint, every), bad_images=steps[0].done["bad_images"], used=steps[0].done.get("used"))
+    if process_rank()[0] > 0: return   # the first process writes
     finish(job, folder, gather_columns(runs, joint, every), steps[0].log.iloc[:0], None, costs, **more)
 
 def joint_job(

@@ -89,7 +89,7 @@ def share(
 
 def make_folder(
     folder: str | Path,
-    hint: str = "choose another folder",  # what to do when it cannot be made
+    hint: str = "",  # what to do when it cannot be made; empty: another SYMBIOSIS_CACHE for what lies there, else another folder
 ) -> Path:
     "Make a folder and those above it, each shared like the one it lies in; raises `OSError` saying what to do"
     folder = as_path(folder)
@@ -99,7 +99,7 @@ def make_folder(
         folder.mkdir(exist_ok=True)
     except OSError as e:
         if "cannot be made" in str(e): raise
-        raise OSError(e.errno, f"{folder} cannot be made ({e.strerror}): {hint}") from None
+        raise OSError(e.errno, f"{folder} cannot be made ({e.strerror}): {hint or _hint(folder)}") from None
     share(folder)
     return folder
 
@@ -279,9 +279,16 @@ def fingerprint(
 # %% ../nbs/00_core.ipynb #7df04c25
 CACHE_HINT = "set SYMBIOSIS_CACHE to a folder that you can write to"
 
+def _hint(folder):
+    "What to do where a folder cannot be made"
+    try: return CACHE_HINT if folder.is_relative_to(_cache_path()) else "choose another folder"
+    except DataError: return "choose another folder"
+
+def _cache_path(): return as_path(os.environ.get("SYMBIOSIS_CACHE") or "~/.cache/symbiosis_nb")
+
 def cache_dir() -> Path:  # `$SYMBIOSIS_CACHE`, else `~/.cache/symbiosis_nb`; created when missing
     "Where generated data sets, pixel stores and weights lie; raises an error that names SYMBIOSIS_CACHE where that cannot be"
-    try: path = as_path(os.environ.get("SYMBIOSIS_CACHE") or "~/.cache/symbiosis_nb")
+    try: path = _cache_path()
     except DataError: raise DataError(f"the home folder is not known, so there is no place for a cache: {CACHE_HINT}") from None
     return make_folder(path, CACHE_HINT)
 

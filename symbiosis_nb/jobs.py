@@ -21,7 +21,7 @@ from .data.columns import plain_size
 from .data.tables import AttributeTable
 from .kept import Run
 from .losses import balance_weights
-from .methods import METHODS, OURS, VARIANTS, Method, get_method, printed_set
+from .methods import METHODS, OURS, REGISTERED_IN, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import NATIVE, Need, uses_native
 from .recipes import Profile, fine_tuning, make_profile, read_settings
@@ -83,7 +83,7 @@ def method_code(m: Method) -> list:
     "The code digests of everything a method trains; a need of one's own belongs to them"
     if m.parts: return [method_code(get_method(p)) for p in m.parts]
     if m.chain: return [method_code(get_method(p)) for p in ("g2s_1", "g2s_one")]
-    return [code_digest([m.build, type(m.need)])]
+    return [code_digest([m.build, m.need])]
 
 # %% ../nbs/31f_jobs.ipynb #117c7898
 @patch
@@ -94,15 +94,20 @@ def config(self: Job) -> dict:
                 vocab=t.vocab.name, attributes=list(t.names), groups={k: list(v) for k, v in t.vocab.groups.items()})
     asked = dict(profile=self.settings(), seed=self.seed, options=self.options, parsing=_parsing(self), on_bad=self.on_bad,
                  view=m.need.view(self), learned_from=self.learned_from())
-    start = {} if self.start is None else dict(start=Path(self.start).name)
+    start = {} if self.start is None else dict(start=_start_said(Path(self.start)))
     native = dict(native=list(NATIVE)) if uses_native(self) else {}   # sampled from pictures of this size
     return dict(method=m.name, paper=m.paper, code=method_code(m), **data, **asked, **start, **native, **_of_ones_own(self))
+
+def _start_said(folder):
+    "A start by its name, which tells all that made it; under a name of its own, by its weights too"
+    said = file_said(folder/"model.safetensors").split()[1:] if not folder.name.endswith(digest(Run(folder).config)[:8]) else ()
+    return " ".join((folder.name, *said))
 
 def _of_ones_own(job):
     "What a reader cannot look up: all of a vocabulary that is not ours, and the module that registers a method that is not"
     vocab, m = job.table.vocab, job.method
     beside = {} if vocab.names in (CELEBA.names, WIDER.names, BERKELEY.names) else vocab.beside()
-    module = {} if m.name in OURS or m.build is None else dict(module=getattr(m.build, "func", m.build).__module__, own_code=own_digest([m.build, type(m.need)]))
+    module = {} if m.name in OURS or m.build is None else dict(module=REGISTERED_IN[m.name], own_code=own_digest([m.build, m.need]))
     return {**(dict(beside=beside) if beside else {}), **module}
 
 @patch(as_prop=True)
@@ -163,11 +168,11 @@ def limit_table(
     table: AttributeTable,
     limit: int | None,  # at most so many training samples, and half as many of the other splits
 ) -> AttributeTable:
-    "Of a paper's set the first samples of every split, of one's own some from all over it, since its rows may be sorted; all where `limit` is None"
+    "Some samples from all over every split, since rows may be sorted: by person, by class, by date. All where `limit` is None"
     if limit is None: return table
     def some(split):
         rows, n = np.flatnonzero(table.split == split), limit if split == "train" else max(1, limit//2)
-        if len(rows) <= n or printed_set(table.name, table.names): return rows[:n]
+        if len(rows) <= n: return rows
         return rows[np.linspace(0, len(rows) - 1, n).round().astype(int)]
     return table.take(np.sort(np.concatenate([some(s) for s in ("train", "valid", "test")])))
 
@@ -198,7 +203,7 @@ def make_job(
     check_data(table, serves, where.get("start"))
     check_options(serves, asked_options)
     check_crops(serves, p, table, options)
-    return Job(serves, table, replace(p, attributes=own_networks(p, table)), seed, options=options, called=m.name, **where)
+    return Job(serves, table, replace(p, attributes=own_networks(p, table)), int(seed), options=options, called=m.name, **where)
 
 # %% ../nbs/31f_jobs.ipynb #da690328
 def job_of(

@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'NoWeights', 'whole_file', 'Kept', 'is_finished', 'missing_files', 'labelled',
            'score', 'Run', 'with_weights', 'answered', 'check_rows', 'check_attributes', 'check_pictures', 'keep',
            'keep_arrays', 'keep_helper', 'mixed_order', 'mixed_orders', 'in_order', 'nameless', 'keep_small',
-           'keep_readings', 'kept_rows', 'kept_runs', 'named_again']
+           'rows_said', 'keep_readings', 'kept_rows', 'kept_runs', 'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
@@ -305,7 +305,13 @@ def keep_small(
         if selected is None: continue
         arrays[f"{split}_selected"] = _half(selected)
         if not np.array_equal(selected, last): arrays[f"{split}_last"] = _half(last)
-    return _copied(run, made, arrays, mixed_orders(run.arrays))
+    return _copied(run, made, arrays, mixed_orders(run.arrays), done=run.done | rows_said(run.arrays))
+
+def rows_said(
+    arrays: dict,   # of predictions.npz
+) -> dict:          # for `done.json`: nothing where there are no names
+    "The order of the test pictures as a digest of their names, which tells none of them"
+    return dict(rows=digest([str(n) for n in arrays["test_names"]])) if "test_names" in arrays else {}
 
 def _half(v): return v.astype(np.float16) if v.dtype == np.float32 else v
 
@@ -354,6 +360,10 @@ def kept_runs(
         raise DataError(f"{report} keeps no predictions of {lost[0]}: a report on drawn pictures keeps tables alone, its runs are made in minutes")
     return [Run(where[folder], method) for folder, method in found]
 
+def _other_rows(done, own):
+    "Whether one's own test pictures stand in another order than a copy's did; copies of before December 2026 do not say"
+    return "rows" in done and "test_names" in own and rows_said(own)["rows"] != done["rows"]
+
 def named_again(
     small: Run,          # from `keep_small`
     own: dict,           # labels and names in one's own order: arrays of a run of the same pictures
@@ -367,6 +377,9 @@ def named_again(
         order = mixed_order(ours)
         if not np.array_equal(ours[order], theirs, equal_nan=True):
             raise DataError(f"{small.folder.name} was measured on other pictures than these ({split}: {len(theirs):,} of them, here {len(ours):,})")
+        if split == "test" and _other_rows(small.done, own) and len(np.unique(ours, axis=0)) < len(ours):
+            raise DataError(f"{small.folder.name} was measured on a table whose rows stand in another order, and pictures with the same labels "
+                            "cannot be told apart: open the table with its rows as they were")
         orders[split] = np.argsort(order)
     arrays = in_order(small.arrays, orders) | {k: own[k] for k in NAMED if k in own}
     theirs = small.config.get("data_digest")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'attribute_logits', 'MeanScore', 'default_metrics', 'nesterov_step', 'nesterov', 'measured_precision',
            'autocast', 'ResumableLearner', 'split_groups', 'attribute_learner', 'epoch_log', 'MeanIoU',
-           'parsing_learner', 'parsing_scores', 'half_l1', 'adversarial_learner', 'distributed', 'process_rank',
-           'predict', 'top_losses']
+           'parsing_learner', 'parsing_scores', 'half_l1', 'adversarial_learner', 'distributed', 'alone',
+           'process_rank', 'predict', 'top_losses']
 
 # %% ../nbs/31_learner.ipynb #47d67dec
 import contextlib, copy, math, os, time
@@ -336,6 +336,14 @@ def distributed(
         with learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available()): yield
     finally:
         learn.dls.train.share = None
+
+@contextlib.contextmanager
+def alone():
+    "What stands inside knows of no other process: helpers are trained by the one that holds their lock, the others wait and read"
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    kept = {n: os.environ.pop(n) for n in names if n in os.environ}
+    try: yield
+    finally: os.environ.update(kept)
 
 def process_rank() -> tuple:  # rank, number of processes
     "Which of torchrun's processes this is; (0, 1) without torchrun"

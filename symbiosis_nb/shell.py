@@ -6,7 +6,7 @@
 __all__ = ['PLACE', 'files_of', 'answer', 'as_text', 'with_boxes', 'arguments', 'main']
 
 # %% ../nbs/34_shell.ipynb #c5ac20b4
-import argparse, json, sys, warnings
+import argparse, json, os, sys, warnings
 from pathlib import Path
 
 import pandas as pd
@@ -87,6 +87,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv=None) -> int:   # 0, or 1 where a picture could not be answered for, 2 where nothing could be asked
     "The command `symbiosis_nb`"
     given = arguments().parse_args(argv)
+    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())   # where people keep a method of their own; `python -m` has it
     if wrong := _would_overwrite(given): print(wrong, file=sys.stderr); return 2
     try: ask, files = Predictor.load(given.run), files_of(given.pictures)
     except (DataError, ValueError) as e: print(e, file=sys.stderr); return 2

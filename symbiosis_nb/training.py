@@ -22,7 +22,7 @@ from .data.loaders import attribute_loader
 from .inputs import prepare
 from .jobs import Job
 from .kept import Run, keep, keep_helper, score
-from .learner import attribute_learner, attribute_logits, default_metrics, distributed, epoch_log, parsing_scores, predict, process_rank
+from .learner import alone, attribute_learner, attribute_logits, default_metrics, distributed, epoch_log, parsing_scores, predict, process_rank
 from .methods import OURS, Build
 from .models.backbones import n_parameters
 
@@ -45,7 +45,8 @@ def start_from(
     have, names = there.weights(), there.config["attributes"]
     if attributes and hasattr(model, "inherit"): have = model.inherit(have, [names.index(a) for a in attributes], rows or len(names) == 1)
     moved = attributes and tuple(attributes) != tuple(names) and not hasattr(model, "inherit")   # outputs of other attributes, or in another order
-    fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape and not (moved and len(names) in v.shape and not k.startswith("backbone."))}
+    theirs = lambda k, v: moved and len(names) in v.shape[:2] and not k.startswith("backbone.")   # outputs, or what reads them; a kernel's size is no number of attributes
+    fits = {k: v for k, v in have.items() if k in want and want[k].shape == v.shape and not theirs(k, v)}
     if not any(k.endswith("weight") for k in fits):
         raise DataError(f"{folder}: none of its weights fits this model: another trunk or width?")
     other = [k for k, v in have.items() if k in want and want[k].shape != v.shape and k.startswith("backbone.")]
@@ -121,7 +122,8 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
     p = job.profile
     with _stoppable(job), seeded(job.seed): _check_loss(job)
     whole, job = job, _only_asked(job)
-    with _stoppable(job), seeded(job.seed): ready = prepare(_of_one_process(job))   # helpers are trained and loaded: nothing of that reaches the process
+    share = _of_one_process(job)
+    with _stoppable(job), seeded(job.seed), alone(): ready = prepare(share)   # helpers are trained and loaded: nothing of that reaches the process
     _forget_peak()
     with _stoppable(job), seeded(job.seed):
         learn, selection, clock, checkpoint = _trained(job, ready, folder)
@@ -130,13 +132,18 @@ def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4
         arrays, seconds, parsing = _measure(learn, selection, loaders, ready.parsing_test)
         arrays.update(who_is_shown(job.table, ready.ok))
         chosen = dict(selected_epoch=selection.epoch_of_best) if selection.monitor else {}   # without a validation part nothing is
-        more = dict(n_regions=ready.n_regions, **chosen, bad_images=int((~ready.ok).sum()),
+        more = dict(n_regions=ready.n_regions, **chosen, bad_images=int((~ready.ok).sum()), used=_used(whole, job, ready.ok),
                     inputs=ready.sources, news=checkpoint.news, **_precision_said(learn), rising=bool(chosen) and _rising(learn))
         if parsing is not None: _, more["parsing"], arrays["parsing_confusions"] = parsing
         costs = cost(learn, clock, seconds, len(arrays["test_targets"]))
     for name, helper in ready.helpers.items(): keep_helper(helper, name, folder)
     finish(whole, folder, arrays, epoch_log(learn), learn.model, costs, **more)
     return checkpoint.news
+
+def _used(whole, job, ok):
+    "Pictures of every part that were used; what nothing was learnt of counts as the table has it"
+    found = {s: int((ok & (job.table.split == s)).sum()) for s in ("train", "valid", "test")}
+    return found if job is whole else whole.table.counts() | {s: n for s, n in found.items() if s != "train"}
 
 def _only_asked(job):
     "The job, with two batches of its training part where nothing is learnt of it: the rest is neither decoded nor parsed"
@@ -173,6 +180,8 @@ def _check_answer(job, model, dls):
     "Ask a model of one's own once: raises `ValueError` for answers that are not logits (B, NA), warns of some that look like probabilities"
     x, device = dls.valid.one_batch()[:dls.valid.n_inp], default_device()
     out, wanted = model.eval()(*(v.to(device) for v in x)), (len(x[0]), len(job.table.names))
+    if isinstance(out, (tuple, list)) and not any(hasattr(model, a) for a in ("loss", "training_outputs")):
+        raise ValueError(f"{job.method.name}: its model answers with {len(out)} outputs and has no `loss` of its own to take them: answer with the logits, or give it one")
     first = attribute_logits(out) if isinstance(out, (torch.Tensor, tuple, list)) and len(out) else out
     got = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
     if got != wanted: raise ValueError(f"{job.method.name}: its model answers with {got}, not with logits {wanted}")
@@ -190,6 +199,7 @@ def _same_network(job, left):
     here, there = job.config(), Run(job.start).config
     other = [k for k in ("backbone", "width", "stride", "size") if here["profile"][k] != there["profile"][k]]
     other += [k for k in ("method", "options", "attributes", "parsing") if here[k] != there[k]]
+    if job.method.groups and list(here["groups"].items()) != list(there["groups"].items()): other.append("groups, or their order")   # branches go by it
     if left: other.append(f"{len(left)} parameters that it has not ({left[0]}, ...)")
     if other: raise DataError(f"epochs=0 measures {job.start} as it is, and this differs: {', '.join(other)}")
 

@@ -32,6 +32,12 @@ def _group_faults(names, groups):
     strange = [f"group member {n!r} is no attribute" for n in count if n not in names]
     return strange + [f"{n!r} lies in {count[n]} groups, expected one" for n in names if count[n] != 1]
 
+def _pair_faults(names, pairs):
+    "What is no pair of (attribute, value) that cannot both hold"
+    good = lambda p: isinstance(p, (tuple, list)) and len(p) == 2 and all(isinstance(side, (tuple, list)) and len(side) == 2 for side in p)
+    if wrong := [p for p in pairs if not good(p)]: return [f"contradictions are pairs such as ((('bald', 1), ('fringe', 1)),), not {wrong[0]!r:.60}"]
+    return [f"contradictions name {n!r}, which is no attribute" for n in dict.fromkeys(n for pair in pairs for n, _ in pair) if n not in names]
+
 @dataclass(frozen=True)
 class AttributeVocab:
     "The attribute names of one data set, in its official order, and what travels with them"
@@ -50,6 +56,7 @@ class AttributeVocab:
         if not names: problems.append("there are none")
         groups = {g: (members,) if isinstance(members, str) else tuple(members) for g, members in self.groups.items()}
         problems += _group_faults(names, groups)
+        problems += _pair_faults(names, self.contradictions)
         if problems: raise DataError(f"{self.name}: the names cannot be used", problems)
         clashes = tuple(tuple(map(tuple, pair)) for pair in self.contradictions)
         plain = dict(names=names, groups=groups, subjective=tuple(self.subjective), contradictions=clashes)

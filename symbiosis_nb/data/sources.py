@@ -142,11 +142,13 @@ def open_own(
     csv: str = "",         # your CSV file; empty: an example of drawn faces
     images: str = "",      # folder of its pictures; empty: the folder of the CSV file
     profile: str = "demo", # how many drawn faces
-    groups="",             # "eyes=glasses head=hat,fair_hair", or a dictionary; empty: none
+    groups="",             # "eyes=glasses; head=hat,fair hair", or a dictionary; empty: none
     **kwargs,              # of `data.own.table_from_csv`
 ) -> AttributeTable:
     "Your own table, or the example; a keyword that is empty is one that was not given"
     given = {k: v for k, v in kwargs.items() if v not in ("", None)}
-    if isinstance(groups, str): groups = {k: tuple(v.split(",")) for k, v in re.findall(r"(\S+)=(\S+)", groups)}
+    if isinstance(groups, str):   # parted by semicolons, names may have spaces
+        found = [g.split("=", 1) for g in groups.split(";") if "=" in g] if ";" in groups else re.findall(r"(\S+)=(\S+)", groups)
+        groups = {k.strip(): tuple(map(str.strip, v.split(","))) for k, v in found}
     if not csv: csv, given["name"] = own_example(160 if profile.startswith("smoke") else 1200), "my faces, synthetic"
     return table_from_csv(csv, images or None, groups=groups or None, **given)

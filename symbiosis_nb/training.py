@@ -180,7 +180,7 @@ def _check_answer(job, model, dls):
     "Ask a model of one's own once: raises `ValueError` for answers that are not logits (B, NA), warns of some that look like probabilities"
     x, device = dls.valid.one_batch()[:dls.valid.n_inp], default_device()
     out, wanted = model.eval()(*(v.to(device) for v in x)), (len(x[0]), len(job.table.names))
-    if isinstance(out, (tuple, list)) and not any(hasattr(model, a) for a in ("loss", "training_outputs")):
+    if isinstance(out, (tuple, list)) and len(out) > 1 and not any(hasattr(model, a) for a in ("loss", "training_outputs")):
         raise ValueError(f"{job.method.name}: its model answers with {len(out)} outputs and has no `loss` of its own to take them: answer with the logits, or give it one")
     first = attribute_logits(out) if isinstance(out, (torch.Tensor, tuple, list)) and len(out) else out
     got = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__

@@ -34,10 +34,12 @@ nan = np.nan
 # splits
 
 def toy(n=200, **more):
-    return AttributeTable("toy", CELEBA, [Path(f"{i}.jpg") for i in range(n)], np.eye(n, 40), np.ones((n, 40)), ["train"]*(n*6//10) + ["valid"]*(n//10) + ["test"]*(n - n*6//10 - n//10), np.arange(n)//4, **more)
+    parts = ["train"]*(n*6//10) + ["valid"]*(n//10) + ["test"]*(n - n*6//10 - n//10)
+    return AttributeTable("toy", CELEBA, [Path(f"{i}.jpg") for i in range(n)], np.eye(n, 40), np.ones((n, 40)), parts, np.arange(n)//4, **more)
 
 
-@pytest.mark.parametrize("part", [lambda t, s: resplit(t, seed=s), lambda t, s: resplit(t, seed=s, by="person"), lambda t, s: held_out(t, .2, s), lambda t, s: fewer(t, 20, s)])
+@pytest.mark.parametrize("part", [lambda t, s: resplit(t, seed=s), lambda t, s: resplit(t, seed=s, by="person"), lambda t, s: held_out(t, .2, s),
+                                  lambda t, s: fewer(t, 20, s)])
 def test_a_seed_is_a_choice_of_its_own(part):
     chosen = [tuple(sorted(str(p) for p, s in zip(t.paths, t.split) if s == "train")) for t in (part(toy(), s) for s in (0, 1, 2, 0))]
     assert chosen[0] == chosen[3] and len(set(chosen)) == 3
@@ -54,7 +56,8 @@ def test_a_share_of_the_people_is_whole_people():
 
 
 def test_copies_differ_half_are_mirrored_and_know_what_their_pictures_know(tmp_path):
-    for i in range(4): Image.fromarray(np.repeat(np.linspace(0, 255, 40, dtype=np.uint8)[None, :, None], 48, 0).repeat(3, 2)).save(tmp_path/f"{i}.png")   # darker on the left
+    shade = np.repeat(np.linspace(0, 255, 40, dtype=np.uint8)[None, :, None], 48, 0).repeat(3, 2)   # darker on the left
+    for i in range(4): Image.fromarray(shade).save(tmp_path/f"{i}.png")
     known = np.ones((4, 40)); known[0, 1] = 0
     t = AttributeTable("toy", CELEBA, [tmp_path/f"{i}.png" for i in range(4)], np.eye(4, 40), known, ["train"]*2 + ["valid", "test"], np.arange(4))
     large = enlarge(t, copies=16, out=tmp_path/"copies")
@@ -87,7 +90,8 @@ def test_held_samples_are_a_share_of_pictures_where_people_have_more_or_less():
 # rows of several runs
 
 def test_networks_one_after_another_take_their_times_together():
-    made = lambda seconds, speed: SimpleNamespace(done=dict(cost=dict(parameters=1, multiply_adds=1, training_seconds=seconds, peak_memory_mib=5., predict_images_per_second=speed, hardware="x")))
+    same = dict(parameters=1, multiply_adds=1, peak_memory_mib=5., hardware="x")
+    made = lambda seconds, speed: SimpleNamespace(done=dict(cost=dict(same, training_seconds=seconds, predict_images_per_second=speed)))
     a, b, c = made(1., 100.), made(2., 50.), made(4., 10.)
     cost = joined_cost([a, b], [a, b, c])
     assert cost["predict_images_per_second"] == pytest.approx(100/3) and cost["training_seconds"] == 7
@@ -95,7 +99,8 @@ def test_networks_one_after_another_take_their_times_together():
 
 def test_a_crop_is_chosen_on_the_validation_part():
     y = np.array([[1.], [0], [1], [0]]); good, bad = 2*y - 1, 1 - 2*y
-    r = lambda valid, test: SimpleNamespace(arrays=dict(valid_targets=y), predictions=lambda split="test", which="selected": ((valid if split == "valid" else test), y, np.ones_like(y)))
+    told = lambda valid, test: lambda split="test", which="selected": ((valid if split == "valid" else test), y, np.ones_like(y))
+    r = lambda valid, test: SimpleNamespace(arrays=dict(valid_targets=y), predictions=told(valid, test))
     assert valid_score(r(good, bad)) == 1. and valid_score(r(bad, good)) < .6
 
 
@@ -130,7 +135,8 @@ def test_both_weights_are_measured(monkeypatch):
 
 
 def test_rising_is_best_at_the_end():
-    rising = lambda *scores: training._rising(SimpleNamespace(recorder=SimpleNamespace(metric_names=["epoch", "train_loss", "mAP", "time"], values=[[0., s] for s in scores])))
+    log = lambda scores: SimpleNamespace(metric_names=["epoch", "train_loss", "mAP", "time"], values=[[0., s] for s in scores])
+    rising = lambda *scores: training._rising(SimpleNamespace(recorder=log(scores)))
     assert [rising(.1, .2, .3), rising(.1, .3, .2), rising(.3, .1, .2), rising(.5)] == [True, False, False, False]
 
 
@@ -159,11 +165,14 @@ def test_lengths_by_hand():
 
 def test_words_about_seeds_people_and_cost():
     assert between_seeds("AP", [.1, .3]) == {"AP ± seeds": "14.14", "AP range": "10.00 to 30.00"}
-    y = np.tile([[0.], [1]], (20, 1)); r = SimpleNamespace(predictions=lambda: (y, y, np.ones_like(y)), clusters=np.arange(40)//5, identity=np.arange(40)//5, vocab=AttributeVocab("one", ("a",)))
+    y, who = np.tile([[0.], [1]], (20, 1)), np.arange(40)//5
+    r = SimpleNamespace(predictions=lambda: (y, y, np.ones_like(y)), clusters=who, identity=who, vocab=AttributeVocab("one", ("a",)))
     assert about_labels(r) == ["The test part shows 8 people: intervals over so few say little."]
-    cost = dict(parameters=1_200_000, multiply_adds=2_500_000, training_seconds=61.4, train_images_per_second=300., predict_images_per_second=900.2, peak_memory_mib=512., hardware="2 CPU threads")
+    cost = dict(parameters=1_200_000, multiply_adds=2_500_000, training_seconds=61.4, train_images_per_second=300.,
+                predict_images_per_second=900.2, peak_memory_mib=512., hardware="2 CPU threads")
     row = cost_row([SimpleNamespace(done=dict(cost=cost, precision="float32"))])
-    assert row == {"parameters": "1,200,000", "multiply-adds (M)": "2.5", "training seconds": "61", "training images/s": "300", "inference images/s": "900", "peak memory MiB": "512", "precision": "float32", "hardware": "2 CPU threads"}
+    assert row == {"parameters": "1,200,000", "multiply-adds (M)": "2.5", "training seconds": "61", "training images/s": "300",
+                   "inference images/s": "900", "peak memory MiB": "512", "precision": "float32", "hardware": "2 CPU threads"}
 
 
 # models
@@ -183,7 +192,8 @@ def test_heads_of_an_average_stand_in_one_group():
     deep, flat = AvgPool(backbone("small", .25), 3), nn.Linear(3, 3)
     flat.param_groups = lambda: [[flat.weight], [flat.bias]]
     groups = Averaged([deep, flat]).param_groups()
-    assert len(groups) == len(deep.param_groups()) and any(p is flat.bias for p in groups[-1]) and any(p is flat.weight for p in groups[-2]) and any(p is deep.head.weight for p in groups[-1])
+    assert len(groups) == len(deep.param_groups())
+    assert all(any(p is q for q in groups[k]) for p, k in ((flat.bias, -1), (flat.weight, -2), (deep.head.weight, -1)))
 
 
 def test_a_small_region_counts_as_it_is():
@@ -206,7 +216,8 @@ def test_blan_counts_every_picture_of_a_batch_and_gates_hear_encoder_then_decode
 def test_native_pictures_serve_where_they_are_not_smaller_side_by_side():
     from symbiosis_nb.needs.base import uses_native
     from symbiosis_nb.recipes import Profile
-    asks = lambda size: uses_native(SimpleNamespace(profile=Profile("paper", size), table=SimpleNamespace(frame="aligned"), need=SimpleNamespace(stored=lambda j: size, native_box=lambda j: (0, 0, 150, 100))))
+    need = lambda size: SimpleNamespace(stored=lambda j: size, native_box=lambda j: (0, 0, 150, 100))
+    asks = lambda size: uses_native(SimpleNamespace(profile=Profile("paper", size), table=SimpleNamespace(frame="aligned"), need=need(size)))
     assert asks((100, 150)) and not asks((150, 100)) and not asks((99, 150))     # height, width; of a box 150 wide and 100 high
 
 def test_a_resumed_run_has_waited(tmp_path, monkeypatch):

@@ -107,7 +107,8 @@ def _of_ones_own(job):
     "What a reader cannot look up: all of a vocabulary that is not ours, and the module that registers a method that is not"
     vocab, m = job.table.vocab, job.method
     beside = {} if vocab.names in (CELEBA.names, WIDER.names, BERKELEY.names) else vocab.beside()
-    module = {} if m.name in OURS or m.build is None else dict(module=REGISTERED_IN[m.name], own_code=own_digest([m.build, m.need]))
+    where = getattr(getattr(m.build, "func", m.build), "__module__", "")   # of a method that nobody registered
+    module = {} if m.name in OURS or m.build is None else dict(module=REGISTERED_IN.get(m.name, where), own_code=own_digest([m.build, m.need]))
     return {**(dict(beside=beside) if beside else {}), **module}
 
 @patch(as_prop=True)

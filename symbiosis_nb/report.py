@@ -47,7 +47,8 @@ class Card:
     @cached_property
     def counts(self) -> dict:
         "What the runs were trained, selected and measured on: samples per split, of the run with the fewest"
-        every = ((r.done.get("used") or r.config["counts"]) | dict(test=len(r.arrays["test_targets"])) for r in self.runs)
+        used = lambda r: {s: min(n, (r.done.get("used") or {}).get(s, n)) for s, n in r.config["counts"].items()}   # without pictures that were skipped
+        every = (used(r) | dict(test=len(r.arrays["test_targets"])) for r in self.runs)
         return min(every, key=lambda c: sum(c.values()))
     @cached_property
     def weights(self) -> np.ndarray:  # (replicates, N)

@@ -119,7 +119,6 @@ def who_is_shown(
 # %% ../nbs/32a_training.ipynb #ca3f5b44
 def train(job: Job, folder: Path) -> str:  # "trained" or "resumed after epoch 4" (of those that people count: the first is 1)
     "Train and measure one method into `folder`; goes on from the folder's checkpoint when there is one"
-    p = job.profile
     with _stoppable(job), seeded(job.seed): _check_loss(job)
     whole, job = job, _only_asked(job)
     share = _of_one_process(job)

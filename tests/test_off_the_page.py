@@ -12,13 +12,11 @@ import torch
 from torch import nn
 
 from helpers import picture_table
-from symbiosis_nb import methods
-from symbiosis_nb.campaign import adopt, run_all
+from symbiosis_nb.campaign import run_all
 from symbiosis_nb.core import DataError, make_folder
-from symbiosis_nb.data.loaders import Field
 from symbiosis_nb.jobs import job_of, limit_table
 from symbiosis_nb.kept import Run, keep_small, named_again
-from symbiosis_nb.methods import METHODS, OURS, Method, register
+from symbiosis_nb.methods import METHODS, Method, register
 from symbiosis_nb.needs.base import Need, register_need
 from symbiosis_nb.report import Card
 from symbiosis_nb.runs import run

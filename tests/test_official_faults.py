@@ -6,7 +6,6 @@ import pytest
 
 import fixture_formats as ff
 from symbiosis_nb.core import DataError
-from symbiosis_nb.data.files import read_mat
 from symbiosis_nb.data.official import (berkeley_attributes, celeba, celebamask_hq, celebamask_hq_attributes, check_files, fasseg, helen, lapa, lfwa, lip,
     wider_attribute)
 

@@ -24,7 +24,7 @@ from symbiosis_nb.models.gating import Averaged
 from symbiosis_nb.models.pooling import AvgPool, region_vectors
 from symbiosis_nb.models.symbiotic import SANet
 from symbiosis_nb.provenance import cost_row
-from symbiosis_nb.recipes import Recipe, fine_tuning, hold_then_linear, one_cycle, poly, steps
+from symbiosis_nb.recipes import Recipe, fine_tuning, hold_then_linear, one_cycle, poly
 from symbiosis_nb.vocab import CELEBA, AttributeVocab
 from symbiosis_nb.wording import about_labels, between_seeds
 

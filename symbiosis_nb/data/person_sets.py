@@ -7,7 +7,6 @@ __all__ = ['WIDER_BOXES', 'BERKELEY_COUNTS', 'clip_boxes', 'wider_attribute', 'b
 
 # %% ../../nbs/02d_data.person_sets.ipynb #1c5bcd85
 import json
-from pathlib import Path
 
 import numpy as np
 

@@ -8,7 +8,7 @@ __all__ = ['EXECUTORS', 'mean_arrays', 'joined_cost', 'average_runs', 'one_attri
            'gather_columns']
 
 # %% ../nbs/32b_combine.ipynb #ff716160
-import math, os, time
+import contextlib, math, os, sys, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,7 @@ def submitted(
             name, wants = _job_name(names[k] if names else "network"), asked[k] if asked else requests()
             if executor == "slurm": wants = dict(cpus_per_task=threads) | wants
             if isinstance(executor, str): pool.update_parameters(name=name, **wants)
-            running[k] = pool.submit(partial(_with_threads, f, threads), items[k])
+            with _same_modules(): running[k] = pool.submit(partial(_with_threads, f, threads), items[k])
         for k, job in [(k, j) for k, j in running.items() if j.done()]:
             del running[k]
             try: fault = job.exception()
@@ -190,6 +190,16 @@ def at_once(
     return torch.cuda.device_count() or max(1, os.cpu_count()//threads)
 
 def _job_name(text): return "".join(c if c.isalnum() else "-" for c in text)
+
+@contextlib.contextmanager
+def _same_modules():
+    "Processes begun meanwhile import what this one can, a module beside the script that was started too"
+    before, here = os.environ.get("PYTHONPATH"), [os.path.abspath(p) for p in sys.path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(here)
+    try: yield
+    finally:
+        if before is None: del os.environ["PYTHONPATH"]
+        else: os.environ["PYTHONPATH"] = before
 
 def _with_threads(f, threads, x):
     "The same threads everywhere, the same numbers everywhere"

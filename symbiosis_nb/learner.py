@@ -132,7 +132,9 @@ class ResumableLearner(Learner):
         finally: self._tell("end")
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
-        if self.validates or dl is not None: super()._do_epoch_validate(ds_idx, dl)
+        if self.validates or dl is not None: return super()._do_epoch_validate(ds_idx, dl)
+        r = self.recorder
+        r.log += [float("nan")]*(len(r.metric_names) - r.add_time - len(r.log))   # the time it writes itself
 
     def _tell(self, what):
         "Call a method of every callback that has it"
@@ -246,9 +248,7 @@ def epoch_log(
     learn: Learner,
 ) -> pd.DataFrame:
     "One row per epoch: losses and metrics; NaN where nothing was validated (`ResumableLearner.validates`)"
-    columns = learn.recorder.metric_names[1:-1]
-    rows = [[*v, *[float("nan")]*(len(columns) - len(v))] for v in map(list, learn.recorder.values)]
-    return pd.DataFrame(rows, columns=columns).rename_axis("epoch").reset_index()
+    return pd.DataFrame(map(list, learn.recorder.values), columns=learn.recorder.metric_names[1:-1]).rename_axis("epoch").reset_index()
 
 def _precision_callbacks(dtype):
     return dict(float32=[], bfloat16=[Autocast()], float16=[HalfPrecision()])[dtype]

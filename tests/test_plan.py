@@ -23,6 +23,8 @@ from symbiosis_nb.methods import METHODS, PSE_RECIPE, PSE_SE
 from symbiosis_nb.plan import Plan, job_of, joined, length, pieces, plan, plan_jobs
 from symbiosis_nb.runs import run
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(scope="module")
 def data(): return open_faces(profile="smoke"), open_parsing(profile="smoke")
@@ -192,3 +194,16 @@ def test_both_trunks_of_pse_can_be_planned(weights, begins, data, tmp_path):
                               folder=tmp_path, weights=weights, small_rows=[], on_bad="raise", plan_only=True))
     used = [(j.profile.backbone, j.profile.weights) for of_trunk in jobs for j in of_trunk]
     assert used[2:] == [("se_resnet50", begins)]*2 and [trunk for trunk, _ in used[:2]] == ["alexnet_bn"]*2
+
+
+def test_other_processes_import_what_lies_beside_a_script(tmp_path):
+    "From another folder they ended in a bare ModuleNotFoundError"
+    pytest.importorskip("submitit")
+    (tmp_path/"scripts").mkdir(); (tmp_path/"elsewhere").mkdir()
+    (tmp_path/"scripts"/"beside.py").write_text("def twice(x): return 2*x\n")
+    (tmp_path/"scripts"/"start.py").write_text(
+        "from pathlib import Path\nfrom beside import twice\nfrom symbiosis_nb.combine import map_jobs\n"
+        "print(map_jobs(twice, [2, 3], 'local', Path('logs')))\n")
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | dict(PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "../scripts/start.py"], cwd=tmp_path/"elsewhere", env=clean, capture_output=True, text=True)
+    assert done.stdout.strip() == "[4, 6]", done.stderr[-1500:]

@@ -152,7 +152,8 @@ class ResumableLearner(Learner):
 @patch
 def fit_recipe(self: ResumableLearner, recipe: Recipe, cbs=None):
     "Train as the recipe says"
-    lrs = _group_rates(recipe, len(self.splitter(self.model)))
+    groups = self.splitter(self.model)
+    lrs = _group_rates(recipe, len(groups), _of_trunk(self.model, groups))
     self.opt_func = partial(OPTIMIZERS[recipe.optimizer], mom=recipe.mom)
     self.opt = None; self.create_opt()
     self.opt.set_hyper("lr", lrs)
@@ -166,12 +167,20 @@ def _length_callbacks(recipe):
     ends = [Iterations(recipe.iterations)] if recipe.iterations is not None else []
     return [*ends, Patience(recipe.patience)] if recipe.patience is not None else ends
 
-def _group_rates(recipe, n):
-    "The rate of every parameter group, shallow to deep; a trunk with fewer groups takes the shallowest factor and the deepest ones"
-    f = recipe.group_lrs
-    if f and len(f) < n - 1: raise ValueError(f"group_lrs has {len(f)} factors, and the model {n} groups of parameters: give one for each")
-    if f: return [recipe.lr*v for v in (f if n == len(f) else (f[0], *f[len(f) - n + 1:]))]
-    return list(recipe.lr*recipe.discriminative**(np.arange(n)/max(n - 1, 1) - 1))
+def _group_rates(recipe, n, trunk):
+    "The rate of every one of n parameter groups, shallow to deep; `trunk`: how many of the first are the trunk's"
+    f, head = recipe.group_lrs, n - trunk
+    if not f: return list(recipe.lr*recipe.discriminative**(np.arange(n)/max(n - 1, 1) - 1))
+    if len(f) != n:   # one for the whole trunk, then the head's; a head with fewer groups takes the deepest
+        if len(f) <= head:
+            raise ValueError(f"group_lrs has {len(f)} factors, and the model {n} groups of parameters: give one for each, or for the trunk and each of the {head} after it")
+        f = (*f[:1]*trunk, *f[len(f) - head:])
+    return [recipe.lr*v for v in f]
+
+def _of_trunk(model, groups):
+    "How many of the first groups hold nothing but the trunk's parameters"
+    inside = {id(p) for p in getattr(model, "backbone", nn.Module()).parameters()}
+    return sum(all(id(p) in inside for p in group) for group in groups)
 
 class _Schedule:
     "Rates of all groups at a share of training; `stretch` is how much longer whole epochs are than what is asked for"

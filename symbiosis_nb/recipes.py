@@ -58,7 +58,7 @@ class Recipe:
     mom: float = .9           # momentum, or Adam's first beta
     wd: float = 1e-2          # weight decay, of weights alone; all but "adam" add it to the gradient, as Caffe and PyTorch do
     discriminative: float = 1.    # deepest group's rate / shallowest group's; rates in between are spread evenly in ratio
-    group_lrs: tuple | None = None  # factor per parameter group instead, shallow to deep
+    group_lrs: tuple | None = None  # factors instead: one for the trunk and one for each later group, or one for every group
     augment: Augment = Augment()    # what happens to pictures in training
     iterations: int | None = None   # steps, whatever the size of the set: what papers print, and what a small set needs too
     patience: int | None = None     # end when validation AP has not risen for so many epochs; the length above is then the most

@@ -11,11 +11,12 @@ from symbiosis_nb import metrics as M
 from symbiosis_nb.core import seed_everything
 from symbiosis_nb.data.loaders import Augment, Field, attribute_dls
 from symbiosis_nb.data.pixels import pixel_store
-from symbiosis_nb.learner import attribute_learner, split_groups
-from symbiosis_nb.methods import Recipe, inverse, poly, steps
+from symbiosis_nb.learner import _group_rates, attribute_learner, split_groups
+from symbiosis_nb.methods import METHODS, Build, Recipe, inverse, poly, steps
 from symbiosis_nb.models.backbones import backbone
 from symbiosis_nb.models.pooling import AvgPool
 from symbiosis_nb.runs import Predictor, run
+from symbiosis_nb.vocab import CELEBA
 
 torch.set_num_threads(1)
 
@@ -68,6 +69,16 @@ def test_group_rates(dls):
     assert len(rates) == n and np.isclose(rates[-1]/rates[0], 10) and np.all(np.diff(rates) > 0)
     quiet(learn, lambda: learn.fit_recipe(Recipe(lr=1e-3, epochs=1, bs=16, group_lrs=(*[1.]*(n - 1), 8.), schedule=lambda p: 1.)))
     assert np.allclose([h["lr"] for h in learn.opt.hypers], [1e-3]*(n - 1) + [8e-3])
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.build])
+def test_every_method_grades_its_trunk_alike(name):
+    "`discriminative` means the same to all: the first stage a tenth, the last ones nearly all of the rate; a trunk in one group would have a tenth throughout"
+    net = METHODS[name].build(Build(CELEBA, (64, 64), "small", .25, None, 11, {}, None))
+    groups = split_groups(net); last = {id(p) for p in net.backbone.param_groups()[-1]}
+    rates = _group_rates(Recipe(lr=1., discriminative=10.), len(groups), 0)
+    assert np.isclose(rates[0], .1) and np.isclose(rates[-1], 1)
+    assert min(r for r, g in zip(rates, groups) if last & {id(p) for p in g}) > .5
 
 
 def test_every_parameter_is_in_one_group():

@@ -69,11 +69,14 @@ def test_parameter_oracles():
 
 
 def test_rates_are_those_of_the_paper():
+    "1 for all convolutions, 3, 5, 8 for fc6, fc7, fc8 (general_to_specific, 4); a trunk with one layer behind it has 1 and 8"
     net, recipe = thin_vgg(), get_method("g2s_1").recipe
-    from symbiosis_nb.learner import _group_rates
-    groups = split_groups(net)
-    assert [len(g) for g in groups] == [26, 2, 2, 2]
-    np.testing.assert_allclose(_group_rates(recipe, len(groups)), [1e-4, 3e-4, 5e-4, 8e-4])
+    from symbiosis_nb.learner import _group_rates, _of_trunk
+    for net, after in ((thin_vgg(), [3, 5, 8]), (JointNet(backbone("small"), 3), [8])):
+        groups, own = split_groups(net), net.backbone.param_groups()
+        assert [len(g) for g in groups] == [*map(len, own), *[2]*len(after)]
+        rates = _group_rates(recipe, len(groups), _of_trunk(net, groups))
+        np.testing.assert_allclose(rates, [1e-4]*len(own) + [1e-4*f for f in after])
     np.testing.assert_allclose([recipe.lr*recipe.schedule(p) for p in (0, 1/12, 1/3, 1)], [1e-4, 7.071e-5, 4.472e-5, 2.774e-5], rtol=1e-3)
     assert (recipe.bs, recipe.mom, recipe.wd, recipe.optimizer) == (128, .9, 5e-4, "sgd")
 

@@ -57,8 +57,8 @@ class JointNet(nn.Module):
         losses = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")
         return (losses*~targets.isnan()).sum()/len(logits)
 
-    def param_groups(self) -> list:  # convolutions, then fc6, fc7, fc8
-        return [list(self.backbone.parameters()), *self.head.param_groups()]
+    def param_groups(self) -> list:  # the trunk's groups, then fc6, fc7, fc8
+        return [*self.backbone.param_groups(), *self.head.param_groups()]
 
 # %% ../../nbs/18_models.specific.ipynb #3f0049a7
 @patch

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from . import plot, published, stats
 from .core import DataError, atomic_write
-from .jobs import departures
+from .jobs import otherwise
 from .methods import METHODS, find_method
 from .published import PAPERS
 from .kept import check_pictures, check_rows, kept_runs
@@ -230,10 +230,8 @@ def run_differs(
 ) -> str:
     "What these runs had in place of what the claim is about, as one phrase"
     if not runs: return ""
-    p = runs[0].config["profile"]
-    size = f"profile {p['name']}: {p['recipe']['epochs']} epochs at {p['size'][0]}x{p['size'][1]}"
-    if p["name"] == "paper": size = "; ".join(dict.fromkeys(said for r in runs if (m := _method(r)) for said in departures(r.config, m)))
-    return "; ".join(filter(None, [_pictures(runs, claim.dataset), _trunks(runs), _start(runs), size]))
+    how = [said for r in runs for said in otherwise(r.config, _method(r))]
+    return "; ".join(dict.fromkeys(filter(None, [_pictures(runs, claim.dataset), _trunks(runs), _start(runs), *how])))
 
 # %% ../nbs/52_claims.ipynb #5697706e
 @dataclass

@@ -214,7 +214,7 @@ def chain_runs(job: Job, folder: Path, run_job: Callable):
         raise DataError(f"{job.table.name} has no attribute {', '.join(unknown)}: pass attributes=(...) with names of {job.table.vocab.name}")
     first, partly = "joint" in job.method.chain, len(names) < len(every)
     joint = run_job(joint_job(job)) if first or partly else None
-    one = partial(train_attribute, job=replace(job, executor=None), start=joint.folder if first else None, run_job=run_job)
+    one = partial(train_attribute, job=replace(job, executor=None), start=joint.folder if first else job.start, run_job=run_job)
     trained = dict(zip(names, map_jobs(one, names, job.executor, Path(job.out))))
     runs = {n: Run(f[-1]) for n, f in trained.items()}
     steps = [Run(f) for fs in trained.values() for f in fs] + ([joint] if joint else [])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'ELSEWHERE', 'Job', 'method_code', 'resolve', 'job_options', 'square', 'limit_table', 'make_job', 'job_of',
-           'weights_for', 'moves_said', 'paper_recipe', 'helper_recipes', 'departures', 'check_beside']
+           'weights_for', 'moves_said', 'paper_recipe', 'helper_recipes', 'length_said', 'departures', 'otherwise',
+           'check_beside']
 
 # %% ../nbs/31f_jobs.ipynb #952a75a4
 import json, re
@@ -21,7 +22,7 @@ from .data.columns import plain_size
 from .data.tables import AttributeTable
 from .kept import Run
 from .losses import balance_weights
-from .methods import METHODS, OURS, REGISTERED_IN, VARIANTS, Method, get_method
+from .methods import ENLARGED, METHODS, OURS, REGISTERED_IN, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import NATIVE, Need, uses_native
 from .recipes import Profile, fine_tuning, make_profile, read_settings
@@ -55,7 +56,7 @@ def learned_from(self: Job) -> list:
     "Names of everything a run learns from: the table, the parsing set, and what its start had learned from"
     names = [self.table.name] + ([_parsing(self)["name"]] if _parsing(self) else [])
     if self.start is not None: names += Run(self.start).config.get("learned_from", [])
-    if self.profile.weights: names.append(str(self.profile.weights))
+    if self.profile.weights: names.append(_weights_said(self.profile.weights))
     return list(dict.fromkeys(names))
 
 def _parsing(job):
@@ -264,6 +265,7 @@ def paper_recipe(
 ) -> dict:
     "What `profile=\"paper\"` trains on a data set's whole training part"
     m, samples = get_method(method).on(data).having(trunk), SIZES[data]
+    if (m.paper, data) == ("pse", "LFWA"): samples *= ENLARGED
     if m.parts: return dict(method=m.name, data=data, trained=f"average of {' and '.join(m.parts)}")
     p = resolve(make_profile("paper", weights=m.weights), m)
     one_by_one = m.chain and "joint" not in m.chain   # no step for all attributes together
@@ -284,12 +286,14 @@ def helper_recipes() -> list:   # of dicts, as `paper_recipe`
     return [parser, drawn]
 
 # %% ../nbs/31f_jobs.ipynb #7c2ab0e4
+def length_said(recipe: dict) -> str:   # as a run's config has it
+    "How long a training is, in the unit that it was given"
+    return f"{recipe['iterations']} iterations" if recipe.get("iterations") else f"{recipe['epochs']} epochs"
+
 def _flat(settings: dict, before: str = "") -> dict:
     "Nested settings as one dictionary; how long a training is, as one of them"
     if "iterations" in settings:
-        passes = f"{settings['epochs']} epochs"
-        length = f"{settings['iterations']} iterations" if settings["iterations"] else passes
-        settings = {k: v for k, v in settings.items() if k not in ("epochs", "iterations")} | dict(length=length)
+        settings = {k: v for k, v in settings.items() if k not in ("epochs", "iterations")} | dict(length=length_said(settings))
     out = {}
     for k, v in settings.items(): out |= _flat(v, f"{before}{k} ") if isinstance(v, dict) else {f"{before}{k}": v}
     return out
@@ -308,6 +312,16 @@ def departures(
     skipped = (*ELSEWHERE, "augment") if method.paper == "blan" else ELSEWHERE   # off in the paper's own rows without overfitting suppression
     return [f"{k.removeprefix('recipe ')} {_said(had[k])} in place of {_said(v)}" for k, v in meant.items()
             if k not in skipped and k in had and had[k] != v]
+
+def otherwise(
+    config: dict,            # of a finished run
+    method: Method | None,   # as for `departures`; None for a row that no method has
+) -> list:
+    "What a run had in place of its paper's training: all of it in the paper profile, else profile, length and size; and what its method notes of it"
+    p = config["profile"]
+    how = [f"profile {p['name']}: {length_said(p['recipe'])} at {_said(list(p['size']))}"]
+    if p["name"] == "paper": how = departures(config, method) if method else []
+    return [*how, *([method.noted(config).rstrip(".")] if method and method.noted else [])]
 
 def _said(value): return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AGAIN', 'PRINTED', 'FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET', 'METHODS', 'VARIANTS', 'OURS', 'REGISTERED_IN',
            'SSP_START', 'SSP_AREA', 'INCEPTION', 'BLAN_RECIPE', 'BLAN_LFWA', 'PSE_CROPS', 'PSE_RECIPE', 'PSE_SE',
-           'PSE_LFWA', 'CVGJ', 'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE', 'ONE_LFWA',
-           'G2S_LFWA', 'CHAINS', 'VGG_FACE', 'BEST', 'widened', 'Build', 'Method', 'family', 'printed_set', 'register',
-           'find_method', 'get_method', 'method_of']
+           'ENLARGED', 'PSE_LFWA', 'CVGJ', 'ABSTRACTION_RECIPE', 'ABSTRACTION_LFWA', 'JOINT_RECIPE', 'ONE_RECIPE',
+           'ONE_LFWA', 'G2S_LFWA', 'CHAINS', 'VGG_FACE', 'BEST', 'widened', 'Build', 'Method', 'family', 'printed_set',
+           'register', 'find_method', 'get_method', 'method_of']
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
 import re, sys
@@ -96,6 +96,7 @@ class Method:
     sets: dict = field(default_factory=dict)     # data set ("LFWA", "WIDER", "Berkeley") -> the fields that its paper changes there
     trunks: dict = field(default_factory=dict)   # further trunk of the paper -> the fields that it changes there
     note: str = ""                 # what a reader of the table must know
+    noted: Callable | None = None  # config of a run -> what a reader must know of that run; "": nothing
 
     @property
     def need(self) -> Need: return get_need(self.needs)
@@ -118,6 +119,12 @@ class Method:
         "What a row averages. A method that is there again has a seed of its own, and shares it with no other row"
         names = self.parts or (self.name,)
         return [(name, seed + AGAIN*names[:k].count(name)) for k, name in enumerate(names)]
+
+    def remark(self,
+        config: dict,  # of a run
+    ) -> str:
+        "What a reader of its row must know"
+        return " ".join(filter(None, [self.note, self.noted(config) if self.noted else ""]))
 
     def as_in(self,
         config: dict,  # of a run
@@ -241,7 +248,20 @@ PSE_RECIPE = Recipe(lr=5e-3, iterations=20_000, bs=256, optimizer="sgd", schedul
 PSE_SE = dict(backbone="se_resnet50", size=(224, 224), weights="imagenet",
     recipe=Recipe(lr=1e-4, iterations=10_000, bs=256, optimizer="sgd", schedule=partial(steps, at=(30*636/10_000,)), wd=1e-4,
                   augment=replace(MIRROR, shift=16/256), margin=256/224))
+ENLARGED = 12   # LFWA's training pictures and eleven distorted copies of each (pse, 1)
 PSE_LFWA = dict(recipe=replace(PSE_RECIPE, schedule=partial(steps, at=(.5,))))   # falls every 10,000 iterations; the paper gives no length
+
+def _as_they_are(config):
+    "PSE on LFWA, where its paper has more pictures"
+    if family(config["data"]) != "LFWA" or ", enlarged " in config["data"]: return ""
+    return f"Trained on the pictures as they are; the paper's are enlarged {ENLARGED}-fold by distortion."
+
+def _hardly_fused(config):
+    "BLAN whose fusion weights stay where they begin (blan, 8.1)"
+    recipe, rate = config["profile"]["recipe"], config.get("options", {}).get("fusion_lr", 1e-4)
+    steps = recipe.get("iterations") or recipe["epochs"]*(config["counts"]["train"]//recipe["bs"])
+    if rate*steps >= 1: return ""   # the paper's: 5
+    return f"Scores are fused by little more than their mean: the weights learn at {rate:g}, the paper's rate for some 50,000 steps, in {steps:,}."
 
 CVGJ = ("The paper starts from ImageNet weights of AlexNet-cvgj, published for Caffe only: bring alexnet_cvgj_iter_320000.caffemodel, "
         "convert it once with models.caffe.convert_alexnet_cvgj(FILE, OUT) and pass weights=OUT.")
@@ -250,11 +270,11 @@ def _pse(name, title, printed, build, lfwa=True):
     rows = (("pse", "1", f"{printed}-Alex"), *([("pse", "2", f"{printed}-Alex")] if lfwa else []))
     of_se = {k: v for k, v in PSE_SE.items() if k != "backbone"} | dict(rows=(("pse", "1", f"{printed}-SE"),), note="")
     return Method(name, "pse", title, build, rows, trunk="alexnet_bn", size=(227, 227), recipe=PSE_RECIPE, weights="file", groups=True,
-                  sets=dict(LFWA=PSE_LFWA), trunks=dict(se_resnet50=of_se), note=CVGJ)
+                  sets=dict(LFWA=PSE_LFWA), trunks=dict(se_resnet50=of_se), note=CVGJ, noted=_as_they_are)
 
 register(
     Method("blan", "blan", "BLAN", lambda b: BLAN(b.n, b.trunk(), b.size, **b.options), tuple(("blan", t, "BLAN (w/ OS)") for t in "73"),
-           trunk="resnet34", size=(256, 256), weights="imagenet", recipe=BLAN_RECIPE, sets=dict(LFWA=BLAN_LFWA)),
+           trunk="resnet34", size=(256, 256), weights="imagenet", recipe=BLAN_RECIPE, sets=dict(LFWA=BLAN_LFWA), noted=_hardly_fused),
     _pse("dmtl", "DMTL (PSE's baseline)", "Baseline", lambda b: GroupNet(b.trunk(), b.vocab.group_indices(), b.size, **b.options)),
     _pse("pse_a", "PSE(a)", "PSE(a)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "fc", b.size, **b.options), lfwa=False),
     _pse("pse_b", "PSE(b)", "PSE(b)", lambda b: PSENet(b.trunk(), b.vocab.group_indices(), "conv", b.size, **b.options)),
@@ -278,6 +298,11 @@ def _abstraction(name, title, printed, build, **kwargs):
     return Method(name, "abstraction", title, build, rows, trunk="resnet50", size=(224, 224), weights="imagenet", recipe=ABSTRACTION_RECIPE,
                   sets=dict(LFWA=ABSTRACTION_LFWA), **kwargs)
 
+def _meet_by_stages(config):
+    "Two paths of a trunk whose residual blocks nobody knows"
+    if config["profile"]["backbone"].startswith("resnet") or config.get("options", {}).get("fuse", "block") != "block": return ""
+    return "The paths meet where the trunk's stages end, in the paper after every residual block of a ResNet."
+
 def _original(b): return _with_loss(PhotoNet(b.trunk(), b.n), **b.options)
 def _abstracted(b): return _with_loss(AbstractionNet(b.trunk(), b.n), **b.options)
 def _dual_path(b): return _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.options))
@@ -285,7 +310,7 @@ def _dual_path(b): return _with_loss(DualPath(b.trunk(), b.trunk(), b.n, **b.opt
 register(
     _abstraction("original", "Original (photo)", "Original", _original),
     _abstraction("abstraction", "Abstraction image alone", "Abstraction", _abstracted, needs="abstraction"),
-    _abstraction("dual_path", "Dual path", "Ours", _dual_path, needs="abstraction"),
+    _abstraction("dual_path", "Dual path", "Ours", _dual_path, needs="abstraction", noted=_meet_by_stages),
 )
 
 # %% ../nbs/30_methods.ipynb #29ae1d58

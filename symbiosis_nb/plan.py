@@ -69,7 +69,7 @@ def _chain_pieces(job):
     names, first = job.profile.attributes or job.table.names, "joint" in job.method.chain
     joint = joint_job(job) if first or len(names) < len(job.table.names) else None
     found = pieces(joint) if joint else []
-    start = joint.folder if first else None
+    start = joint.folder if first else job.start
     known = not first or found[-1].done
     like = attribute_job(names[0], job)
     for name in names: found += _attribute_pieces(name, job, like, start, known)

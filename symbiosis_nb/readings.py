@@ -28,11 +28,11 @@ from .data.loaders import Field, attribute_loader
 from .data.pixels import label_store, pixel_store
 from .data.tables import AttributeTable, ParsingTable
 from .localize import every_row, last_maps, reading, tested_on, unseen
-from .methods import Build, get_method
 from .models.abstraction import recovered_regions
 from .needs.abstraction import GeneratorRun, frame_view, pair_fields
 from .needs.masks import measured_on, to_regions
-from .runs import Run, load_model
+from .predictor import load_model, untrained
+from .runs import Run
 from .sights import sa_atlas
 from .vocab import HELEN
 
@@ -97,10 +97,10 @@ def _encoder_shares(r, table, n):
     "term -> (4,) shares: mean and sum, at the start and the end of each"
     rows, device = [], default_device()
     store = pixel_store(table, tuple(r.config["profile"]["size"]), on_bad=r.config["on_bad"])
-    trained, p, seed = load_model(r.folder).model, r.config["profile"], r.config["seed"]
+    trained, seed = load_model(r.folder).model, r.config["seed"]
     with seeded(seed):
         x, y = next(iter(attribute_loader(table, [Field("image", store)], "train", n, ok=store.ok, device=device)))
-        fresh = get_method("blan").build(Build(r.vocab, trained.size, p["backbone"], p["width"], options=r.config["options"]))
+        fresh = untrained(r)
     for form, net in product(("mean", "sum"), (fresh, trained)):
         net.rec = net.info = form
         with seeded(seed): rows.append(net.to(device).train().loss_shares(x, y))   # dropout's draws

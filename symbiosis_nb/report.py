@@ -138,8 +138,8 @@ def meant(self: Card, method: str):
 
 @patch
 def remarks(self: Card) -> pd.DataFrame:  # one row per method that has a note
-    "The registry's notes on the methods of this card"
-    found = {self.title(m): self.meant(m).note for m in self.methods if self.meant(m)}
+    "The registry's notes on the methods of this card, and on their runs"
+    found = {self.title(m): self.meant(m).remark(self.of(m)[0].config) for m in self.methods if self.meant(m)}
     return pd.DataFrame({"note": {t: note for t, note in found.items() if note}})
 
 # %% ../nbs/50_report.ipynb #aa6473d2

@@ -1,5 +1,6 @@
 "Claims by their ids: means against a bootstrap by hand, orders as wholes, margins by metric, the list covered to the last row, old reports read"
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,28 @@ def test_the_reports_of_this_repository_are_read():
     kept = kept_ledger(ROOT/"reports")
     assert len(kept) and not kept[["claim", "paper", "metric", "verdict", "measured_on"]].eq("").any(axis=None)
     assert set(ledger_counts(kept).index) <= set(published.PAPERS)
+
+
+def test_a_row_says_what_no_setting_tells(tmp_path):
+    "Where two paths meet, whose pictures are not enlarged, whose fusion hardly learns: beside every verdict and in the card's notes"
+    table, claim = picture_table(tmp_path/"pictures"), published.claims().loc["symbiosis-06"]
+    def says(method, data, profile="demo", options=None, **settings):
+        t = replace(table, name=data, frame="aligned")
+        return run_differs(claim, [SimpleNamespace(method=method, config=make_job(method, t, profile, options=options, overrides=settings).config())])
+    assert "where the trunk's stages end" in says("dual_path", "LFWA") and "stages end" not in says("dual_path", "LFWA", "paper")
+    assert "stages end" not in says("dual_path", "LFWA", backbone="resnet18", weights="scratch")
+    assert all("as they are" in says(m, "LFWA", p, weights="scratch") for m in ("dmtl", "pse_b") for p in ("demo", "paper"))
+    assert "as they are" not in says("pse_b", "LFWA, enlarged 12-fold") + says("pse_b", "CelebA (aligned)")
+    hardly = says("blan", "CelebA (aligned)", iterations=2_346, options=dict(fusion_lr=1e-4))
+    assert "in 2,346" in hardly and "little more than their mean" in hardly
+    assert "their mean" not in says("blan", "CelebA (aligned)", iterations=50_000, options=dict(fusion_lr=1e-4))
+    assert "their mean" not in says("blan", "CelebA (aligned)", iterations=2_346, options=dict(fusion_lr=1e-2))
+
+
+def test_a_length_has_the_unit_that_it_was_given(tmp_path):
+    table = picture_table(tmp_path/"pictures"); table.name, table.frame = "CelebA (aligned)", "aligned"
+    said = lambda **settings: run_differs(published.claims().loc["symbiosis-06"], [as_run("ssp", table, "demo", **settings)])
+    assert "demo: 300 iterations at 80x64" in said(iterations=300) and "demo: 6 epochs at 80x64" in said()
 
 
 def test_a_row_that_nobody_registered_says_nothing_of_a_paper(tmp_path):

@@ -1,5 +1,6 @@
 "General to specific: VGG-16 with pairs against a literal transcription, inheritance, the joined network, chains of runs, faces of a photograph"
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from symbiosis_nb.data.loaders import Augment, Field, transform
 from symbiosis_nb.data.sources import open_faces
 from symbiosis_nb.data.loaders import PATCHES
 from symbiosis_nb.inputs import NO_FACE, detected_faces, limit_table, resolve, square
-from symbiosis_nb.jobs import Job
+from symbiosis_nb.jobs import Job, job_of
 from symbiosis_nb.learner import Checkpoint, attribute_learner, split_groups
 from symbiosis_nb.losses import two_way_softmax
 from symbiosis_nb.methods import Build, Recipe, get_method, make_profile
 from symbiosis_nb.models.backbones import backbone, n_parameters
 from symbiosis_nb.models.specific import Joined, JointNet
+from symbiosis_nb.plan import pieces
 from symbiosis_nb.runs import Predictor, Run, one_attribute, run
 from symbiosis_nb.vocab import CELEBA
 
@@ -173,6 +175,17 @@ def test_chain_gathers_columns(data):
         assert second.config["start"] == joint.folder.name and third.config["attributes"] == second.config["attributes"] == [n]
         assert third.config["options"] == dict(scheme=r.done["crops"][n]) and second.config["options"] == {}
     assert r.done["cost"]["training_seconds"] > joint.done["cost"]["training_seconds"]
+
+
+def test_a_chain_without_the_joint_step_begins_at_its_start(data):
+    "`start=` reaches the first network of every attribute; it stood in the chain's name and reached none"
+    table, out = data
+    first = smoke("g2s_1", data)
+    planned = pieces(job_of("g2s_2", table, "smoke", out=out, precision="float32", start=first.folder))
+    plain, begun = smoke("g2s_2", data), smoke("g2s_2", data, start=first.folder)
+    for n, name in begun.done["networks"].items():
+        assert Run(out/name).config["start"] == first.folder.name and name != plain.done["networks"][n]
+    assert {Path(p.key).name for p in planned if p.kind == "attributes"} >= set(begun.done["networks"].values())
 
 
 def test_chains_share_their_steps(data):

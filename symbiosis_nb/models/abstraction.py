@@ -158,7 +158,7 @@ def fusion_units(
     trunk: Backbone,
     fuse: str = "block",  # "block" (the paper) or "stage"
 ) -> list:                # lists of modules; the two paths meet after every one but the first
-    "A trunk cut where the paths meet (abstraction, 5)"
+    "A trunk cut where the paths meet (abstraction, 5). A stage in which no residual block is known (`is_residual`) is one unit: without any, \"block\" is \"stage\""
     if fuse not in ("block", "stage"): raise ValueError(f"fuse is 'block' or 'stage', not {fuse!r}")
     units = [[trunk.stages[0]]]
     for stage in list(trunk.stages)[1:]:

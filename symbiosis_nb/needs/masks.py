@@ -78,7 +78,8 @@ def encoder_decoder(n: int, config: dict) -> nn.Module:
 def aspp(n: int, config: dict) -> nn.Module:
     "The parsing network of Table 7: a trunk and ASPP, no taps; other trunks than Inception on the last map's own grid"
     shape = {} if config["backbone"] == "inception_v3" else dict(grid=-1, rates=(1, 2, 4, 6))
-    return ASPPNet(backbone(config["backbone"], config["width"], config.get("weights")), n, **shape)
+    trunk = backbone(config["backbone"], config["width"], config.get("weights"), stride=config.get("stride"))
+    return ASPPNet(trunk, n, **shape)
 
 PARSERS = dict(small=small, encoder_decoder=encoder_decoder, aspp=aspp)   # name -> (regions, config) -> picture -> region logits
 
@@ -115,7 +116,8 @@ def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=
     "Everything that decides a parser"
     own_width = profile.parser != "encoder_decoder"   # which is as wide as in the paper, always
     trunk = profile.backbone if profile.parser == "aspp" else None
-    return dict(parser=profile.parser, backbone=trunk, width=profile.width if own_width else 1.,
+    stride = dict(stride=profile.stride) if trunk and profile.stride else {}   # as the attribute network's, whose weights it may start from
+    return dict(parser=profile.parser, backbone=trunk, **stride, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
                 code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder]), precision=profile.precision,
                 recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")

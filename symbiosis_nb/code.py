@@ -7,11 +7,14 @@ __all__ = ['PLAIN', 'loaded_source', 'remember', 'source_digest', 'plain_code', 
            'module_digest', 'model_rooms', 'function_name']
 
 # %% ../nbs/25_code.ipynb #b222ed9f
-import ast, dis, hashlib, inspect, sys, sysconfig
-from functools import lru_cache, partial
+import ast, dis, hashlib, inspect, re, sys, sysconfig
+from argparse import Namespace
+from enum import Enum
+from functools import cached_property, lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePath
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -99,11 +102,12 @@ def _used(build):
 # %% ../nbs/25_code.ipynb #68c092a1
 def _collect(thing, rooms: set, own: dict, at: str = ""):
     "Which model rooms a thing is made of, the source of functions and classes in none, and the values that they use; `at`: what names it"
+    for kind, f in getattr(thing, "registry", {}).items() if hasattr(thing, "dispatch") else (): _collect(f, rooms, own, f"{at}.{kind.__qualname__}")   # `singledispatch`
     if isinstance(thing, type) or inspect.isfunction(thing): return _collect_code(inspect.unwrap(thing), rooms, own, at)
     if hasattr(thing, "__wrapped__"): return _collect(thing.__wrapped__, rooms, own, at)   # a cache around a function
     if _is_value(thing): own[f"value {at}"] = digest(_said(thing)); return
     parts = _parts(thing)
-    if not parts: return
+    if not parts: return _say(thing, own, at)
     if f"made {id(thing)}" in own: return   # it holds itself, or was looked at
     own[f"made {id(thing)}"] = thing   # and stays: what takes its place in memory would pass for it
     for k, part in parts.items(): _collect(part, rooms, own, f"{at}.{k}")
@@ -112,8 +116,9 @@ def _parts(thing) -> dict:
     "What a thing is made of, by name: of a partial, a method, a container, an object of a class of one's own"
     if isinstance(thing, partial): return {"func": thing.func, **dict(enumerate(thing.args)), **thing.keywords}
     if inspect.ismethod(thing): return {"func": thing.__func__, "self": thing.__self__}
-    if isinstance(thing, (property, staticmethod, classmethod)):
-        return {k: f for k in ("fget", "fset", "__func__") if (f := getattr(thing, k, None)) is not None}
+    if isinstance(thing, (SimpleNamespace, Namespace)): return vars(thing)
+    if isinstance(thing, (property, staticmethod, classmethod, cached_property)):
+        return {k: f for k in ("fget", "fset", "__func__", "func") if (f := getattr(thing, k, None)) is not None}
     if isinstance(thing, dict): return {f"{k!r}" if _is_value(k) else i: v for i, (k, v) in enumerate(thing.items())}
     if isinstance(thing, (list, tuple)): return dict(enumerate(thing))
     if isinstance(thing, (set, frozenset)): return dict(enumerate(sorted((t for t in thing if _is_value(t) or hasattr(t, "__qualname__")), key=_named)))
@@ -122,6 +127,14 @@ def _parts(thing) -> dict:
     if not ours: return {}
     slots = [n for c in type(thing).__mro__ for n in getattr(c, "__slots__", ()) if hasattr(thing, n)]
     return {"class": type(thing), **{n: getattr(thing, n) for n in slots}, **getattr(thing, "__dict__", {})}
+
+def _say(thing, own, at):
+    "What another package has, where one's own code names it, by name: its code is its version's. The registry's builders name rooms"
+    if not at or re.fullmatch(r"\.\d+", at) or at.startswith("symbiosis_nb."): return
+    plain = isinstance(thing, Enum) or type(thing).__module__ == "torch"   # a dtype, a device, a memory format
+    f = thing if hasattr(thing, "__qualname__") else type(thing)
+    told = [getattr(f, k, "") for k in ("__module__", "__qualname__", "__name__")]   # a function of `F` has its name in the last
+    own[f"named {at}"] = repr(thing) if plain else " ".join(map(str, told))
 
 def _named(thing): return getattr(thing, "__qualname__", None) or repr(thing)
 
@@ -141,7 +154,8 @@ def _collect_code(thing, rooms, own, at):
     module = getattr(thing, "__module__", None) or ""
     name = f"{module}.{getattr(thing, '__qualname__', '')}"
     if module.startswith("symbiosis_nb.models."): rooms.add(module)
-    elif not _installed(module) and f"made {id(thing)}" not in own:
+    if _installed(module): _say(thing, own, at)
+    elif f"made {id(thing)}" not in own:
         own[f"made {id(thing)}"] = thing
         name = name if name not in own else f"{name} {at}"   # a second lambda, or one of the same factory
         own[name] = source_digest(thing)

@@ -74,7 +74,7 @@ def load_model(
 def _same_code(r, m):
     "Warn where a method of one's own is another one now than the one that was trained"
     kept = r.config.get("own_code")   # runs from before November 2026 do not say
-    if m.name in OURS or m.build is None or kept in (None, own_digest([m.build, type(m.need)])): return
+    if m.name in OURS or m.build is None or kept in (None, own_digest([m.build, m.need])): return
     warnings.warn(f"{r.folder}: {m.name} was trained by other code, and its weights may mean something else now: train it anew, or bring the old code back")
 
 def _chain_model(r):

@@ -31,6 +31,22 @@ BEFORE = {
     "a module of one's own": "import own_layers_of_the_test as layers\ndef build(b): return layers.make(b)",
 }
 
+OTHERS = {   # what another package has, named by one's own code -> (text, one, another)
+    "a layer": ("from torch import nn\nACT = nn.{}\ndef build(b): return ACT()", "ReLU", "Sigmoid"),
+    "an imported layer": ("from torch.nn import {} as Act\ndef build(b): return Act()", "ReLU", "Sigmoid"),
+    "a function": ("import torch.nn.functional as F\nPOOL = F.{}\ndef build(b): return POOL(b, 2)", "max_pool2d", "avg_pool2d"),
+    "a built-in function": ("import torch\nACT = torch.{}\ndef build(b): return ACT(b)", "relu", "sigmoid"),
+    "a layer with a setting": ("from functools import partial\nfrom torch import nn\nNORM = partial(nn.{}, eps=1e-5)\ndef build(b): return NORM(8)", "BatchNorm2d", "InstanceNorm2d"),
+    "a layer given to a factory": ("from torch import nn\ndef make(act):\n    def build(b): return act()\n    return build\nbuild = make(nn.{})", "ReLU", "GELU"),
+    "a model of this package": ("from symbiosis_nb.models import pooling\nHead = pooling.{}\ndef build(b): return Head(b.trunk(), b.n)", "AvgPool", "SPPNet"),
+    "a precision": ("import torch\nD = torch.{}\ndef build(b): return b.to(D)", "float32", "float64"),
+    "a choice": ("from inspect import _ParameterKind as K\nKIND = K.{}\ndef build(b): return KIND", "VAR_KEYWORD", "KEYWORD_ONLY"),
+    "a namespace": ("from types import SimpleNamespace\nc = SimpleNamespace(n={})\ndef build(b): return c.n", "8", "16"),
+    "parsed arguments": ("from argparse import Namespace\nc = Namespace(n={})\ndef build(b): return c.n", "8", "16"),
+    "a cached property": ("from functools import cached_property\ndef h(): return {}\nclass Net:\n    @cached_property\n    def n(self): return h()\ndef build(b): return Net()", "8", "16"),
+    "a function by kinds": ("from functools import singledispatch\n@singledispatch\ndef f(x): return 1\n@f.register\ndef _(x: int): return {}\ndef build(b): return f(b)", "8", "16"),
+}
+
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
@@ -50,6 +66,14 @@ def test_an_edited_value_is_another_method(what, module):
     first, again = (code_digest(module(BEFORE[what]).build) for _ in range(2))
     if "module" in what: module(layers.replace("8", "32"), "own_layers_of_the_test")
     edited = code_digest(module(BEFORE[what].replace("8", "32")).build)
+    assert first == again != edited
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_packages_part_is_another_method(what, module):
+    "The name stands for it: its code is its version's"
+    text, one, another = OTHERS[what]
+    first, again, edited = (code_digest(module(text.replace("{}", v)).build) for v in (one, one, another))
     assert first == again != edited
 
 
@@ -84,6 +108,24 @@ def test_objects_that_know_each_other_end(module):
 def test_a_schedules_constant_is_part_of_its_name(module):
     names = [function_name(module(f"DROP = {drop}\ndef falls(pct): return DROP\n").falls) for drop in (.5, .001, .5)]
     assert names[0] == names[2] != names[1] and names[0].startswith("falls [")
+
+
+def test_a_need_with_an_attribute_is_the_one_that_was_trained(tmp_path, monkeypatch):
+    import warnings
+    from helpers import picture_table
+    from symbiosis_nb.methods import METHODS, VARIANTS, Method, register
+    from symbiosis_nb.needs.base import NEEDS, Need, register_need
+    from symbiosis_nb.predictor import load_model
+    from symbiosis_nb.runs import run
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    class Wide(Need):
+        name = "wide"
+        def __init__(self): self.margin = 4
+    register_need(Wide()); register(Method("mine", "", "Mine", METHODS["avg_pool"].build, needs="wide"))
+    try:
+        r = run("mine", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", precision="float32", limit=None)
+        with warnings.catch_warnings(): warnings.simplefilter("error"); load_model(r.folder)
+    finally: METHODS.pop("mine", None), VARIANTS.pop("mine", None), NEEDS.pop("wide", None)
 
 
 def test_an_edited_method_is_not_asked_silently(tmp_path, module, monkeypatch):

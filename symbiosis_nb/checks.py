@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'COUNTS', 'POSITIVE', 'SWITCHES', 'RANGES', 'CHOICES', 
            'check_data', 'check_options', 'own_networks', 'check_crops']
 
 # %% ../nbs/30a_checks.ipynb #8d9b95fa
-import warnings
+import json, warnings
 
 import numpy as np
 
@@ -109,13 +109,20 @@ def check_options(
     method: Method,
     options: dict,     # keywords of the method's model
 ) -> None:
-    "Raises `ValueError` for options that nothing would read"
+    "Raises `ValueError` for options that nothing would read, and for those that a run's config.json cannot keep"
+    if lost := [f"{k} is a {type(v).__name__}" for k, v in options.items() if not _is_plain(v)]:
+        raise ValueError(f"options of {method.name}: {', '.join(lost)}: a run is found and opened again by them, so give numbers, words, lists of them, and make the rest in the builder")
     reads, chained = getattr(method.build, "__code__", None), method.paper == "general_to_specific"
     if method.build is not None and not chained and (reads is None or mentions(method.build, "options")): return   # the model refuses what it does not know
     known = (*method.need.options, *(OF_CHAINS if chained else ()))   # a chain's builder leaves out what is not the network's
     if unread := [k for k in options if k not in known]:
         where = f"pass them to its parts, {', '.join(method.parts)}" if method.parts else f"it reads {', '.join(known)}" if known else "its builder reads none"
         raise ValueError(f"{method.name} takes no options ({', '.join(unread)}): {where}")
+
+def _is_plain(value) -> bool:
+    "Whether JSON gives it back"
+    try: json.dumps(value, allow_nan=True); return True
+    except (TypeError, ValueError): return False
 
 OF_CHAINS = ("hidden", "dropout")   # of `models.specific.JointNet`
 

@@ -226,8 +226,11 @@ def _feed(h, x):
     elif isinstance(x, (list, tuple)):
         h.update(f"seq{len(x)}".encode())
         for v in x: _feed(h, v)
+    elif isinstance(x, (set, frozenset)): h.update(b"set"); _feed(h, sorted(map(digest, x)))
+    elif hasattr(x, "detach"): h.update(str(x.dtype).encode()); _feed(h, x.detach().cpu().double().numpy())   # torch's bfloat16 is nobody else's
     elif isinstance(x, bytes): h.update(b"bytes"); h.update(x)
-    else: h.update(f"{type(x).__name__}:{x}".encode())
+    elif " at 0x" in (text := f"{x}"): raise ValueError(f"{text} is another one in every process, so nothing can be found again by it: give plain values")
+    else: h.update(f"{type(x).__name__}:{text}".encode())
 
 def digest(
     *things,  # plain values, lists, dicts, arrays, bytes, paths (by name)

@@ -95,6 +95,8 @@ def test_tables_that_cannot_be_learnt_from(pictures):
     leaking = change(identity=np.zeros(60, int))
     assert any("1 people are in more than one part" in n for n in leaking.notes) and leaking.take(slice(None)).notes == leaking.notes
     assert any("1 pictures are in more than one part" in n for n in change(paths=[pictures.paths[0]]*60).notes)
+    clean = leaking.but(identity=np.arange(len(leaking)))   # what was torn in another table is not in this one, nor the other way round
+    assert clean.notes == [] and clean.but(identity=leaking.identity).notes == leaking.notes and clean.notes == []
 
 
 def test_a_finished_run_needs_no_lock(pictures, tmp_path, monkeypatch):

@@ -143,3 +143,24 @@ def test_an_edited_method_is_not_asked_silently(tmp_path, module, monkeypatch):
         register(Method("mine", "", "Mine", module(text.replace("SIGN = 1", "SIGN = -1")).build))
         with pytest.warns(UserWarning, match="trained by other code"): load_model(r.folder)
     finally: METHODS.pop("mine", None), VARIANTS.pop("mine", None)
+
+
+def test_options_are_what_a_run_can_be_found_by(tmp_path):
+    "A tensor or a function stood in config.json as a text, which another tensor shares and another process does not"
+    import torch
+    from helpers import picture_table
+    from symbiosis_nb.jobs import make_job
+    table = picture_table(tmp_path/"pictures")
+    for lost in (torch.zeros(3), len, {"hat"}):
+        with pytest.raises(ValueError, match="options of spp_net: levels is a"): make_job("spp_net", table, "smoke", options=dict(levels=lost))
+    make_job("ssp", table, "smoke", options=dict(area=True))
+
+
+def test_a_digest_is_of_all_that_went_in():
+    "Long tensors beyond what is printed, sets in any order; what has no lasting name is refused"
+    import torch
+    from symbiosis_nb.core import digest
+    a, b = torch.zeros(2000), torch.zeros(2000); b[900] = 1e-7
+    assert digest(a) == digest(a.clone()) != digest(b) and digest(a) != digest(a.bfloat16())
+    assert digest({"hat", "cap", "scarf"}) == digest({"scarf", "hat", "cap"}) != digest({"hat", "cap"})
+    with pytest.raises(ValueError, match="another one in every process"): digest(dict(f=object()))

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data import pictures
-from symbiosis_nb.data.pictures import RAW, Opener, open_picture, pixels_digest, read_image, stamp, stamps
+from symbiosis_nb.data.pictures import RAW, Opener, open_picture, pixels_digest, read_image, stamp, stamps, to_eight_bits
 from symbiosis_nb.data.pixels import pixel_store
 from symbiosis_nb.data.tables import AttributeTable
 from symbiosis_nb.vocab import AttributeVocab
@@ -191,3 +191,14 @@ def test_few_bits_in_sixteen_are_not_read_as_black(bits, kind):
         with pytest.raises(DataError, match=f"use {bits} at most.*Scale it"): open_picture(form)
     assert np.asarray(open_picture(values*np.uint16(2**(16 - bits)))).max() > 250
     assert not np.asarray(open_picture(np.zeros((3, 4), np.uint16))).any()           # nothing at all is black
+
+
+def test_a_float_picture_that_overshoots_is_not_black():
+    "A rounding above 1 is 1; what is farther above is told, not read as 8 bits"
+    ramp = np.linspace(0, 1, 256).reshape(16, 16)
+    want = to_eight_bits(ramp)
+    for off in (1 + 1e-7, 1 + 9e-4, 1.): assert np.abs(to_eight_bits(ramp*off).astype(int) - want).max() <= 1
+    assert np.array_equal(to_eight_bits(ramp - 1e-6*(ramp == 0)), want)
+    for beyond in (ramp*1.03, ramp*3.9, ramp - .1):
+        with pytest.raises(DataError, match="give 0 to 255"): to_eight_bits(beyond)
+    assert to_eight_bits(ramp*255).max() == 255 and to_eight_bits(np.zeros((2, 2))).max() == 0

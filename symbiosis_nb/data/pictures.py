@@ -72,6 +72,8 @@ def _without_turn(image):
     return image
 
 # %% ../../nbs/01a_data.pictures.ipynb #eff053a0
+_ROUNDED = 1e-3   # so far beyond 0 to 1 lies a rounding
+
 def to_eight_bits(
     values: np.ndarray,  # any numbers
     deep: bool = False,  # they are known to have 16 bits
@@ -82,8 +84,9 @@ def to_eight_bits(
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise DataError(f"holds values that are no brightness ({values.dtype})")
     low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if values.dtype.kind == "f" and low >= -_ROUNDED and high <= 1 + _ROUNDED: values, low, high = values.clip(0, 1), max(low, 0), min(high, 1)
     if deep or values.dtype == np.uint16: scale, top = 255/65535, 65535
-    elif values.dtype.kind == "f" and high <= 1: scale, top = 255, 1
+    elif values.dtype.kind == "f" and high < 4: scale, top = 255, 1   # above 1: a resizing that overshot, not 8 bits that are all but black
     elif high <= 255: scale, top = 1, 255
     else: scale, top = 255/65535, 65535
     if low < 0 or high > top: raise DataError(f"holds values from {low:g} to {high:g}: give 0 to 255, 0 to 65535 (16 bits), or 0 to 1")

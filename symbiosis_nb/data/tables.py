@@ -24,6 +24,8 @@ from .pictures import Opener, Paths, open_picture, pixels_digest, read_bytes, re
 from ..vocab import REGIONS, AttributeVocab, RegionVocab
 
 # %% ../../nbs/02_data.tables.ipynb #69ebbb63
+_TORN = "are in more than one part"
+
 def leaks(
     table,   # an `AttributeTable`
 ) -> list:   # of str
@@ -35,7 +37,7 @@ def leaks(
     people = [] if table.identity is None else [p for p in shared(table.identity.tolist()) if p >= 0]
     files = list(map(str, table.paths))
     found = dict(people=people, pictures=shared(files) if len(set(files)) < len(files) else [])
-    return [f"{len(some):,} {what} are in more than one part, for example {some[0]}: scores on them are too good" for what, some in found.items() if some]
+    return [f"{len(some):,} {what} {_TORN}, for example {some[0]}: scores on them are too good" for what, some in found.items() if some]
 
 # %% ../../nbs/02_data.tables.ipynb #221fc22d
 IGNORE = 255  # the label of pixels that do not count
@@ -60,7 +62,7 @@ class AttributeTable:
     derived: tuple = ()       # folders of pictures that were made from others, on every machine a little otherwise: their names say from which
 
     def __post_init__(self):
-        faults = Faults(self.name)
+        faults, self.notes = Faults(self.name), [n for n in self.notes if _TORN not in n]   # a list of its own; what was torn in another table need not be here
         self.paths = plain_paths(self.paths, faults)
         self.labels, self.known = plain_labels(self.labels, self.known, self.vocab.names, faults, self.notes)
         self.split, self.identity = plain_split(self.split, faults), plain_identity(self.identity, faults)
@@ -70,7 +72,7 @@ class AttributeTable:
         self._check_shapes()
         faults.complain()
         if self.exif is None: self.exif = self.boxes is None and self.landmarks is None
-        self.notes += [n for n in leaks(self) if n not in self.notes]
+        self.notes += leaks(self)
 
     def _check_shapes(self):
         n, na = len(self.paths), len(self.vocab)

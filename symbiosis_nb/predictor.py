@@ -10,6 +10,7 @@ __all__ = ['LARGEST', 'WithHelper', 'untrained', 'load_model', 'Look', 'look_of'
 import copy, json, os, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -371,10 +372,15 @@ def probability_bars(ax, p: pd.Series):
     ax.axvline(.5, color="grey", lw=.6); ax.set(xlim=(0, 1), xlabel="probability"); ax.tick_params(labelsize=7)
 
 # %% ../nbs/32c_predictor.ipynb #545277ee
+def _extra(package):
+    "A package of the onnx extra"
+    try: return import_module(package)
+    except ImportError: raise ImportError(f"ONNX files need {package}: pip install 'symbiosis_nb[onnx]'") from None
+
 @patch
 def to_onnx(self: Predictor, path: str | Path) -> Path:
-    "Write the model, with its parser, as one ONNX file; needs the onnx extra"
-    import onnx
+    "Write the model, with its parser, as one ONNX file; raises `ImportError` without the onnx extra"
+    onnx, _ = _extra("onnx"), _extra("onnxscript")
     if not hasattr(self, "model"): raise ValueError("this predictor was read from a file: copy that file")
     if self.look.schemes: raise ValueError("this model looks at crops of a face, which ONNX cannot cut: use the run folder")
     if (drawn := getattr(self.model, "wants", None)) and tuple(drawn) != tuple(self.size):
@@ -400,7 +406,7 @@ def save(self: Predictor, path: str | Path) -> Path:  # of the file; ".onnx" is 
 @patch(cls_method=True)
 def _load_onnx(cls: Predictor, path):
     "A predictor from an ONNX file; raises `DataError` for a file that is none of ours"
-    import onnxruntime
+    onnxruntime = _extra("onnxruntime")
     if not path.is_file(): raise DataError(f"{path}: there is no such file")
     with open(path, "rb") as f: pointer = f.read(40).startswith(b"version https://git-lfs")
     if pointer: raise DataError(f"{path} is a Git-LFS pointer, not a model: fetch it with `git lfs pull`")

@@ -130,3 +130,11 @@ def test_real_detector_finds_nothing_in_noise(trained):
     _, r, _ = trained
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8))
     with pytest.raises(DataError, match="no face found"): Predictor.load(r.folder)(noise)
+
+
+def test_what_is_missing_for_onnx_is_named(trained, tmp_path, monkeypatch):
+    import sys
+    for name in ("onnx", "onnxscript", "onnxruntime"): monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"pip install 'symbiosis_nb\[onnx\]'"): Predictor.load(trained[1].folder).save(tmp_path/"a.onnx")
+    (tmp_path/"b.onnx").write_bytes(b"x")
+    with pytest.raises(ImportError, match="ONNX files need onnxruntime"): Predictor.load(tmp_path/"b.onnx")

@@ -340,6 +340,40 @@ def test_a_detector_of_ones_own_counts_by_what_it_does(table, tmp_path):
     assert not {*first.paths} & {*second.paths}
 
 
+def test_a_detector_counts_by_what_it_reads_too(table, tmp_path):
+    "A default and a global that were edited gave the pictures of before"
+    text = ("import numpy as np\nfrom symbiosis_nb.data.crops import Faces\nX = {x}\ndef at(x): return Faces(np.array([[x, 2., 20., 20.]]), "
+            "np.array([[[x + 5, 8], [x + 15, 8], [x + 10, 12], [x + 6, 17], [x + 14, 17.]]]), np.ones(1))\n"
+            "def by_global(image): return at(X)\ndef by_default(image, x={x}): return at(x)")
+    def detector(name, x): space = dict(__name__="__main__"); exec(text.format(x=x), space); return space[name]
+    for name in ("by_global", "by_default"):
+        first, again, second = (aligned(table.take(slice(3)), detect=detector(name, x), out=tmp_path/name) for x in (2., 2., 10.))
+        assert first.paths == again.paths and not {*first.paths} & {*second.paths}
+
+
+def test_a_store_of_pictures_counts_by_what_reads_them(tmp_path):
+    "All lambdas have one name: a grey reading gave the coloured pixels of before"
+    from symbiosis_nb.data.pixels import pixel_store
+    paths = [tmp_path/f"{i}.png" for i in range(3)]
+    for i, p in enumerate(paths): Image.new("RGB", (8, 8), (40*i + 20, 0, 0)).save(p)
+    how = dict(size=(8, 8), root=tmp_path/"stores")
+    colour, again, grey = (pixel_store(paths, read=f, **how) for f in (
+        lambda p: Image.open(p).convert("RGB"), lambda p: Image.open(p).convert("RGB"), lambda p: Image.open(p).convert("L").convert("RGB")))
+    assert colour.folder == again.folder != grey.folder and list(grey.data[1, 0, 0]) == [18, 18, 18]
+
+
+def test_a_mended_reader_of_masks_meets_no_old_labels(tmp_path):
+    "`label_files` told when a file changes, and not when what reads it does; the folder's place still tells nothing"
+    from symbiosis_nb.data.tables import ParsingTable
+    from symbiosis_nb.vocab import RegionVocab
+    def table(folder, label):
+        folder.mkdir(exist_ok=True); files = [folder/f"{i}_mask.png" for i in range(3)]
+        for i, f in enumerate(files): Image.new("RGB", (8, 8), (40*i + 20, 0, 0)).save(folder/f"{i}.png"); Image.new("L", (8, 8), 7).save(f)
+        read = lambda i: np.where(np.asarray(Image.open(files[i])) == 7, label, 0).astype(np.uint8)
+        return ParsingTable("mine", RegionVocab("mine", ("background", "face", "hair")), [folder/f"{i}.png" for i in range(3)], ["train", "valid", "test"], read, label_files=files)
+    assert table(tmp_path/"masks", 1).digest == table(tmp_path/"masks", 1).digest != table(tmp_path/"masks", 2).digest
+
+
 @pytest.mark.parametrize("unknown", ["-1", "nan", ""])
 def test_unknown_people_of_a_sheet_are_people_of_their_own(unknown, tmp_path):
     for i in range(20): Image.new("RGB", (8, 8), (9*i, 0, 0)).save(tmp_path/f"{i}.png")

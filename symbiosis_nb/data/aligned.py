@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..code import lasting_name
 from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress
 from .crops import CELEBA_SIZE, align_celeba, central_box, choose_face, detect_faces, template_box, warp
 from .pictures import read_bytes
@@ -48,10 +49,9 @@ def _row(values, i):
     "One row of an annotation, None where there is none"
     return None if values is None or not np.isfinite(values[i]).all() else values[i]
 
-def _store(table, i, folder, detect):
+def _store(table, i, folder, detect, by):
     "The file of one aligned picture, made where it is missing; a `DataError` for a picture that cannot be read or aligned"
     path, marks, box = Path(table.paths[i]), _row(table.landmarks, i), _row(table.boxes, i)
-    by = (_detector(detect), table.exif, table.background)
     try:
         name = f"{path.stem}-{digest(read_bytes(path), marks, box, *by)}.jpg"
         if found := next((p for how in HOW if (p := folder/how/name).is_file()), None): return found
@@ -61,21 +61,14 @@ def _store(table, i, folder, detect):
     with atomic_write(folder/how/name) as tmp: picture.save(tmp, "JPEG", quality=95, subsampling=0)
     return folder/how/name
 
-def _detector(detect):
-    "Ours by its name, one of somebody's own by its code too: closures and lambdas share a name"
-    name = getattr(detect, "__qualname__", None)
-    if detect is None or detect is detect_faces or not hasattr(detect, "__code__"): return name
-    code, kept = detect.__code__, [repr(c.cell_contents) for c in detect.__closure__ or ()]
-    return f"{name} {digest(code.co_code, [repr(c) for c in code.co_consts if not hasattr(c, 'co_code')], list(code.co_names), kept)}"
-
 def _store_all(table, detect, out):
     "The files of all aligned pictures, and where each face was known from; raises `DataError` listing every picture that has none"
     if detect and not hasattr(detect, "__qualname__"):
         raise ValueError(f"detect must be a function: its name is part of the store's key, and {detect!r} has none")
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes of persons, not faces: they cannot be aligned")
-    folder = as_path(out or cache_dir()/"aligned")
+    folder, by = as_path(out or cache_dir()/"aligned"), (detect and lasting_name(detect), table.exif, table.background)
     with folder_lock(folder):
-        made = [_store(table, i, folder, detect) for i in progress(range(len(table)), "aligning faces")]
+        made = [_store(table, i, folder, detect, by) for i in progress(range(len(table)), "aligning faces")]
     bad = [str(e) for e in made if isinstance(e, DataError)]
     if bad: raise DataError(f"{table.name}: {len(bad)} pictures cannot be aligned", bad)
     return made, np.array([p.parent.name for p in made], dtype="<U9")

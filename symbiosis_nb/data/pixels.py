@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..code import lasting_name
 from ..core import CACHE_HINT, DataError, as_path, cache_dir, digest, folder_lock, progress, read_json, share, write_json
 from .columns import Faults, plain_boxes, plain_paths, plain_size
 from .pictures import RAW, pixels_digest
@@ -284,7 +285,7 @@ def _paths_and_rule(pictures, read):
     return paths, pixels_digest(paths), read or RAW
 
 def _pixel_key(content, paths, size, view, read):
-    return digest(content, [p.name for p in paths], list(size), view.name, getattr(read, "__qualname__", repr(read)))
+    return digest(content, [p.name for p in paths], list(size), view.name, lasting_name(read))
 
 def has_pixels(
     table,                # an `AttributeTable` or `ParsingTable`

@@ -17,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .. import core
+from ..code import own_code
 from ..core import DataError, as_path
 from symbiosis_nb.data.columns import (SPLITS, Faults, plain_boxes, plain_identity, plain_labels, plain_landmarks, plain_paths,  # noqa
     plain_split)
@@ -225,6 +226,7 @@ class ParsingTable:
         content = self.pixels_digest, pixels_digest(labels), [f"{f.parent.name}/{f.name}" for f in labels]
         own = [] if self.regions in REGIONS else [str(self.regions)]   # names, colours, merges: another meaning of the same numbers
         if not labels: own.append(core.digest(*(_label_or_fault(self, i) for i in range(len(self)))))
+        elif code := own_code(self.read_label): own.append(core.digest(code, *(_label_or_fault(self, i) for i in {0, len(self)//2, len(self) - 1} if len(self))))
         return core.digest(self.name, self.regions.name, files, self.split, content, self.label_how, self.background, *own)
 
 def _label_or_fault(table, i):

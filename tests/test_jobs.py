@@ -11,7 +11,7 @@ from torch import nn
 from helpers import picture_table
 from symbiosis_nb.callbacks import Checkpoint
 from symbiosis_nb.core import DataError
-from symbiosis_nb.jobs import make_job
+from symbiosis_nb.jobs import job_of, make_job
 from symbiosis_nb.kept import Run
 from symbiosis_nb.learner import ResumableLearner
 from symbiosis_nb.methods import METHODS, Method, get_method, register
@@ -248,3 +248,15 @@ def test_an_average_learns_from_regions_only_where_a_part_does(table):
 def test_an_attribute_that_training_never_shows_is_named(table):
     known = table.known.copy(); known[table.split == "train", 5] = False
     with pytest.warns(UserWarning, match=table.names[5]): make_job("avg_pool", replace(table, known=known), "smoke")
+
+
+def test_weights_from_a_file_are_named_wherever_they_lie(table, tmp_path, monkeypatch):
+    "By name and content: moved, or given by a relative path, they trained everything again, and config.json had the path"
+    import shutil
+    from safetensors.torch import save_file
+    from symbiosis_nb.models.backbones import backbone
+    for where in ("a", "b"): (tmp_path/where).mkdir()
+    save_file(backbone("small", .25).state_dict(), tmp_path/"a"/"small.safetensors"); shutil.copy(tmp_path/"a"/"small.safetensors", tmp_path/"b")
+    monkeypatch.chdir(tmp_path)
+    jobs = [job_of("avg_pool", table, "smoke", weights=str(w)) for w in (tmp_path/"a"/"small.safetensors", tmp_path/"b"/"small.safetensors", "a/small.safetensors")]
+    assert len({j.folder.name for j in jobs}) == 1 and str(tmp_path) not in str(jobs[0].config())

@@ -15,6 +15,7 @@ from symbiosis_nb.data.sources import open_faces
 from symbiosis_nb.learner import attribute_learner
 from symbiosis_nb.models.backbones import backbone
 from symbiosis_nb.models.pooling import AvgPool
+from symbiosis_nb.predictor import load_model, untrained
 from symbiosis_nb.runs import Predictor, run
 
 torch.set_num_threads(2)
@@ -138,3 +139,11 @@ def test_what_is_missing_for_onnx_is_named(trained, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'symbiosis_nb\[onnx\]'"): Predictor.load(trained[1].folder).save(tmp_path/"a.onnx")
     (tmp_path/"b.onnx").write_bytes(b"x")
     with pytest.raises(ImportError, match="ONNX files need onnxruntime"): Predictor.load(tmp_path/"b.onnx")
+
+
+def test_the_untrained_network_of_a_run_is_the_trained_one_at_its_start(trained):
+    "With its stride, which decides what is seen and no weight's shape"
+    faces, _, root = trained
+    r = run("avg_pool", faces, "smoke", out=root/"runs", stride=4)
+    maps = [m.map_shapes((40, 32))[-1] for m in (untrained(r).backbone, load_model(r.folder).model.backbone, backbone("small", .25))]
+    assert maps[0] == maps[1] != maps[2]

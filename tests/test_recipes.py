@@ -15,9 +15,9 @@ from symbiosis_nb.core import DataError, seed_everything
 from symbiosis_nb.data.loaders import MIRROR, WIDE, Field, attribute_dls
 from symbiosis_nb.data.parts import first_share, parsing_part, tuning_apart
 from symbiosis_nb.data.pixels import pixel_store
-from symbiosis_nb.data.sources import open_faces
+from symbiosis_nb.data.sources import open_faces, open_parsing
 from symbiosis_nb.data.synthetic import make_parsing
-from symbiosis_nb.jobs import helper_recipes, make_job, paper_recipe
+from symbiosis_nb.jobs import helper_recipes, make_job, paper_recipe, resolve
 from symbiosis_nb.learner import OPTIMIZERS, adversarial_learner, attribute_learner
 from symbiosis_nb.methods import METHODS, VARIANTS, Build, get_method
 from symbiosis_nb.models.abstraction import GlobalGenerator, MultiscaleDiscriminator
@@ -26,6 +26,7 @@ from symbiosis_nb.models.backbones import backbone
 from symbiosis_nb.models.pooling import AvgPool
 from symbiosis_nb.recipes import Recipe, fine_tuning, make_profile, steps
 from symbiosis_nb.runs import run
+from symbiosis_nb.vocab import CELEBA
 
 torch.set_num_threads(1)
 
@@ -113,7 +114,6 @@ def test_balanced_training_selects_by_balanced_accuracy(table, tmp_path):
 
 
 def test_drawn_regions_are_refused_for_photographs(table, tmp_path):
-    from symbiosis_nb.data.sources import open_parsing
     parsing, real = open_parsing(profile="smoke"), replace(table, name="CelebA (aligned)")
     for method in ("ssp", "sa", "dual_path", "ssp_ssg"):
         with pytest.raises(DataError, match="parsing_root"): run(method, real, "smoke", out=tmp_path/"runs", parsing=parsing)
@@ -207,3 +207,13 @@ def test_blan_drops_out_where_its_paper_trains_it(table):
 def test_the_control_of_blan_differs_in_its_dropout_alone(table, profile):
     options = lambda name: make_job(name, table, profile, overrides=dict(backbone="small", weights="scratch", size=(64, 48))).options
     assert options("blan_dropout") == {**options("blan"), "dropout": .5}
+
+
+def test_the_parser_of_table_7_has_the_attribute_networks_map():
+    "Only the start differs there (symbiosis 4): with a stride its trunk had the plain last map, and the weights fitted all the same"
+    from symbiosis_nb.needs.masks import PARSERS, parser_config
+    asked = resolve(make_profile("onecycle size=112x92 weights=scratch"), get_method("sa")); parsing = open_parsing(profile="smoke")
+    config = parser_config(parsing, replace(asked, parser="aspp"))
+    alone, joint = PARSERS["aspp"](7, config), get_method("sa").build(Build(CELEBA, asked.size, asked.backbone, n_regions=11, options=dict(taps=None), stride=asked.stride))
+    assert alone.backbone.map_shapes(asked.size)[-1] == joint.backbone.map_shapes(asked.size)[-1] == (320, 7, 6)
+    assert not {"stride"} & {*parser_config(parsing, asked), *parser_config(parsing, replace(asked, parser="aspp", stride=None))}   # other parsers are called as before

@@ -230,3 +230,22 @@ def test_masks_that_do_not_belong(tmp_path):
     with pytest.raises(DataError) as e: parsing_from_folders(tmp_path/"images", tmp_path/"masks", "a b c d e")
     assert e.value.problems == ["0: no mask", "extra: no picture"]
     with pytest.raises(DataError, match="give each its own name"): parsing_from_folders(tmp_path/"images", tmp_path/"masks", "a a")
+
+
+def masked(root, maps, words=("",)):
+    "Pictures and their masks, one for each map of numbers; a mask for each word behind its name"
+    for kind in ("p", "m"): (root/kind).mkdir(parents=True, exist_ok=True)
+    for k, values in enumerate(maps):
+        values = np.array(values, np.uint8); Image.new("RGB", values.shape[::-1], (9*k % 256, 0, 0)).save(root/"p"/f"{k}.png")
+        for word in words: Image.fromarray(values).save(root/"m"/f"{k}{word}.png")
+    return root/"p", root/"m"
+
+
+def test_masks_of_0_and_255_are_no_two_regions(tmp_path):
+    "255 does not count: a region would never be learnt. Where all regions are there, or 255 is not, it is what it was"
+    with pytest.raises(DataError, match="face is in none of the 4 masks looked at, which hold 255.* 0 to 1"): parsing_from_folders(*masked(tmp_path/"a", [[[0, 255]]]*4), "background face")
+    for k, maps in enumerate(([[[0, 255, 1]]] + [[[0, 255, 255]]]*3, [[[0, 1, 1]]]*4)):
+        table = parsing_from_folders(*masked(tmp_path/f"{k}", maps), ["background", "face", "hat"][:2 + k])
+        assert table.label(0).tolist() == maps[0]
+    rare = parsing_from_folders(*masked(tmp_path/"rare", [[[0, 255, 1 + (k == 140)]] for k in range(150)]), "background face hat")
+    assert rare.label(140).max() == 255 and len(rare) == 150   # one mask of many: looked for until it is found

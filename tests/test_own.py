@@ -153,6 +153,18 @@ def test_boxes_and_people(place):
     with pytest.raises(DataError, match="(?s)line 2, w: the box has no width.*line 3, top: 'wide' is no number"): table_from_csv(place/"boxes.csv", place/"pictures", attributes="hat", box="left top w h")
 
 
+@pytest.mark.parametrize("names, box", [("x1 y1 x2 y2", (3, 4, 2, 5)), ("x0 y0 x1 y1", (3, 4, 2, 5)), ("x_tl y_tl x_br y_br", (3, 4, 2, 5)), ("xmin ymin xend yend", (3, 4, 2, 5)),
+                                        ("left top right bottom", (3, 4, 2, 5)), ("face_xmin face_ymin face_xmax face_ymax", (3, 4, 2, 5)), ("x2 y2 w2 h2", (3, 4, 5, 9)),
+                                        ("x_1 y_1 Width Height", (3, 4, 5, 9)), ("x y h w", None), ("cx cy w h", None), ("b0 b1 b2 b3", None), ("top right bottom left", None)])
+def test_names_say_what_a_box_is(place, names, box):
+    "Sizes only where they are called so, corners by pairs of names; nothing is guessed"
+    (place/"box.csv").write_text(f"file,{names.replace(' ', ',')},hat\n" + "\n".join(f"{named(i, 'bare')},3,4,5,9,{i % 2}" for i in range(N)))
+    read = lambda: table_from_csv(place/"box.csv", place/"pictures", attributes="hat", box=names)
+    if box is None:
+        with pytest.raises(DataError, match="call them x, y, width, height"): read()
+    else: assert tuple(read().boxes[5]) == box
+
+
 def test_columns_that_are_not_there_are_named(place):
     (place/"c.csv").write_text("file,hat\nIMG_001.JPG,1\n")
     for kwargs, what in ((dict(attributes="cap"), "no column 'cap'; it has 'file', 'hat'"), (dict(split="fold"), "no column 'fold'"), (dict(identity="who"), "no column 'who'"), (dict(box="a b c d"), "no column 'a'")):

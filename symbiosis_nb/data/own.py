@@ -20,8 +20,8 @@ from .columns import SPLIT_WORDS, SPLITS
 from .files import count_parts, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
 from .parsing_sets import nearest_colour, read_indices
 from .pictures import contents, read_image, stamps
-from .sheets import (ANSWERS, Pictures, Sheet, is_label, label_column, number_columns, part_column, path_column, paths_of, read_folders,
-                                      read_sheet, read_shards, word_columns)
+from .sheets import (ANSWERS, Pictures, Sheet, are_corners, is_label, label_column, number_columns, part_column, path_column, paths_of,
+                                      read_folders, read_sheet, read_shards, word_columns)
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
@@ -118,10 +118,9 @@ def labels_of(sheet: Sheet, names: list, asked=None) -> dict:   # attribute -> (
 
 # %% ../../nbs/04d_data.own.ipynb #d1175c1f
 def _boxes(sheet, names, notes, frame):
-    "Boxes from four columns: x, y, width, height, or two corners where the last two are called so"
+    "Boxes from four columns: x, y, width, height, or two corners, as their names say"
     if len(names) != 4: raise DataError(f"{sheet.source}: box names {len(names)} columns, expected four: x, y, width, height, or two corners")
-    values = number_columns(sheet, names)
-    corners = all(n.lower().endswith(e) for n, e in zip(names[2:], (("2", "max", "right"), ("2", "max", "bottom"))))
+    corners, values = are_corners(sheet, names), number_columns(sheet, names)
     if corners: values[:, 2:] -= values[:, :2]; notes.append(f"boxes are corners ({', '.join(names)})")
     for i, row in enumerate(values):
         if np.isnan(row).any() and (frame == "box" or not np.isnan(row).all()): sheet.fault(i, names[0], "there is no whole box")

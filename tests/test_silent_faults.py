@@ -245,6 +245,15 @@ def test_sides_of_ones_own_regions_trade_places(tmp_path, regions):
     with pytest.raises(DataError, match="left_eye has no other side"): _region_vocab("background left_eye", "mine")
 
 
+@pytest.mark.parametrize("names, pairs", [("skin LeftEye RightEye", ((1, 2),)), ("lefteye skin righteye", ((0, 2),)), ("skin eyeL eyeR", ((1, 2),)), ("Leye Reye skin", ((0, 1),)), ("skin REye LEye", ((1, 2),)),
+    ("skin LEFT_BROW RIGHT_BROW", ((1, 2),)), ("earright earleft skin", ((0, 1),)), ("leftUpperArm2 rightUpperArm2 skin", ((0, 1),)), ("Leye2 left1 Reye2 right1", ((0, 2), (1, 3))), ("bright rear lip ring lamp ramp collar URL r0 r1 R2 l3", ())])
+def test_a_side_is_seen_however_it_is_written(names, pairs):
+    from symbiosis_nb.data.own import _region_vocab
+    assert _region_vocab(names, "mine")[0].flip_pairs == pairs
+    for alone in (names.split()[k] for k, _ in pairs):
+        with pytest.raises(DataError, match=f"{alone} has no other side"): _region_vocab(["skin 2", alone], "mine")
+
+
 def test_a_picture_is_turned_once(tmp_path):
     exif = Image.Exif(); exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(tmp_path/"a.jpg", exif=exif)

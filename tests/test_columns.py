@@ -92,8 +92,29 @@ def test_identity_may_be_words(who):
 
 
 def test_identity_as_numbers():
-    assert table(np.ones((3, 2)), identity=[3., np.nan, -5]).identity.tolist() == [3, -1, -1]
+    assert table(np.ones((3, 2)), identity=[3., np.nan, -1]).identity.tolist() == [3, -1, -1]
     refused(lambda: table(np.ones((2, 2)), identity=[1.5, 2]), "identity, row 0: 1.5")
+
+
+HASHES = st.lists(st.one_of(st.just(-1), st.integers(-2**63, 2**63 - 1), st.integers(2**53, 2**53 + 3), st.integers(-4, 4)), min_size=1, max_size=8)
+KEPT_AS = dict(list=list, object=lambda v: np.array(v, object), int64=lambda v: np.array(v, np.int64), gaps=lambda v: [None if x == -1 else x for x in v], nan=lambda v: [float("nan") if x == -1 else x for x in v],
+               pandas=lambda v: pd.Series([None if x == -1 else x for x in v], dtype="Int64"), arrow=lambda v: pd.Series([None if x == -1 else x for x in v], dtype="int64[pyarrow]"),
+               masked=lambda v: np.ma.masked_equal(np.array(v, np.int64), -1), uint64=lambda v: np.array([max(x, 0) for x in v], np.uint64) + np.uint64(2**63), several=lambda v: (x for x in v))
+
+@settings(max_examples=100, **RELAXED)
+@given(HASHES, st.sampled_from(sorted(KEPT_AS)))
+def test_people_stay_apart_whatever_their_numbers(who, kind):
+    "Hashes, negative and large numbers: only -1 and a gap are unknown, and numbers that fit stay what they are"
+    if kind == "uint64": who = [max(x, 0) for x in who]
+    found = table(np.ones((len(who), 2)), identity=KEPT_AS[kind](who)).identity
+    assert found.dtype == np.int64 and ((found < 0) == (np.array([w == -1 for w in who]))).all()
+    assert all((found[i] == found[j]) == (who[i] == who[j]) for i in range(len(who)) for j in range(len(who)))
+    if min(who) >= -1 and kind != "uint64": assert found.tolist() == who
+
+
+def test_floats_that_merge_people_are_refused():
+    for large in (2.**53, -2.**60, np.float32(2**24)): refused(lambda: table(np.ones((2, 2)), identity=np.array([large, 1], type(large))), "identity, row 0")
+    assert table(np.ones((2, 2)), identity=["Bo", -1]).identity.tolist() == [0, -1]
 
 
 @settings(max_examples=300, **RELAXED)

@@ -159,25 +159,46 @@ def plain_split(
 
 # %% ../../nbs/01b_data.columns.ipynb #ba633b6c
 def plain_identity(
-    identity,        # (N,) whole numbers or words, or None
+    identity,        # (N,) whole numbers or words, -1 or missing where unknown; or None
     faults: Faults,
 ) -> np.ndarray | None:  # (N,) int64, -1 unknown
-    "Who it is, as whole numbers; words are numbered in their order"
+    "Who it is, as whole numbers. Words are numbered in their order, and so are all numbers where some are below -1 or above 2**63 - 1"
     if identity is None: return None
-    values = plain(identity, "identity")
-    if values.dtype.kind in "iu": return np.maximum(values.astype(np.int64), -1)
+    values = _exact(identity)
+    if values.dtype.kind in "iu": return _in_range(values)
     flat = values.ravel().tolist()
     if any(isinstance(v, str) for v in flat): return _numbered(flat).reshape(values.shape)
-    found, bad = numbers(values)
-    truths = np.array([isinstance(v, (bool, np.bool_)) for v in flat], bool).reshape(values.shape)
-    bad |= ~(np.isnan(found) | (found == np.floor(found))) | np.isinf(found) | truths
-    rule = "whole numbers or words, with NaN or -1 where unknown"
-    faults.add("identity", rule, [f"row {i}: {flat[i]!s:.40}" for i in np.flatnonzero(bad)])
-    return np.maximum(np.where(np.isnan(found) | bad, -1, found), -1).astype(np.int64)
+    most = 2**(np.finfo(values.dtype).nmant + 1) if values.dtype.kind == "f" else 2**53   # from here on floats do not tell neighbours apart
+    whole = [_whole(v, most) for v in flat]
+    rule = f"whole numbers or words, with NaN or -1 where unknown; as floats below {most}, for larger ones merge people"
+    faults.add("identity", rule, [f"row {i}: {v!s:.40}" for i, (v, w) in enumerate(zip(flat, whole)) if w is None])
+    return _in_range(np.array([-1 if w is None else w for w in whole], object)).reshape(values.shape)
+
+def _exact(identity):
+    "A column of people by position, whole numbers as they were given: beside a gap, pandas and NumPy would make floats of them"
+    if isinstance(identity, (pd.Series, pd.Index)) and not isinstance(identity.dtype, np.dtype): identity = identity.astype(object)
+    if np.ma.isMaskedArray(identity): return identity.astype(object).filled(None)
+    if not hasattr(identity, "__array__") and not isinstance(identity, (str, bytes, dict)) and hasattr(identity, "__iter__"): identity = list(identity)
+    values = plain(identity, "identity")
+    return np.array(identity, object) if isinstance(identity, (list, tuple)) and values.dtype.kind == "f" else values
+
+def _whole(v, most):
+    "A number that is whole, -1 for a missing value, None for anything else and for floats that may stand for another number"
+    if _missing(v): return -1
+    if isinstance(v, (bool, np.bool_)): return None
+    if isinstance(v, (float, np.floating)): return int(v) if abs(v) < most and v == v // 1 else None
+    return int(v) if isinstance(v, (int, np.integer)) else None
+
+def _in_range(values):
+    "Whole numbers as int64, -1 unknown: as they are where none is below -1 or too large, else numbered in their order"
+    if not values.size or values.min() >= -1 and values.max() < 2**63: return values.astype(np.int64)
+    known, out = values != -1, np.full(values.shape, -1, np.int64)
+    out[known] = np.unique(values[known], return_inverse=True)[1]
+    return out
 
 def _numbered(words):
     "Words as numbers in alphabetical order, -1 for missing ones"
-    words = ["" if _missing(w) else str(w).strip() for w in words]
+    words = ["" if _missing(w) or isinstance(w, (int, float)) and w == -1 else str(w).strip() for w in words]
     numbers = {w: i for i, w in enumerate(sorted(set(words) - {""}))}
     return np.array([numbers.get(w, -1) for w in words], np.int64)
 

@@ -194,6 +194,27 @@ def test_hold_out_share_and_seeds():
         assert not set(who[out == "valid"]) & set(who[out == "train"])
     assert len({tuple(o) for o in outs}) == 5 and (hold_out(split, who, 0, 0, []) == split).all()
 
+
+def in_order(count, share, seed):
+    "Groups held out by the rule that kept runs were split by: in order, until the next one does not fit; the first one in any case"
+    order = np.random.default_rng(seed).permutation(len(count))
+    return set(order[:max(1, int((np.cumsum(count[order]) <= share*count.sum()).sum()))].tolist())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_person_with_most_pictures_is_not_all_that_is_held_out(seed):
+    "40 of 50 pictures show one person: those who fit are held out, in order; without a big one the choice is what it was"
+    who = np.array([0]*40 + [1]*5 + [2]*3 + [3]*2)
+    held = who[hold_out(np.array(["train"]*50), who, .1, seed, []) == "valid"]
+    assert 0 < len(held) <= 5 and 0 not in held
+    assert set(who[hold_out(np.array(["train"]*50), who, .01, seed, []) == "valid"]) == {3}   # nobody fits: the smallest
+    count = np.random.default_rng(seed).integers(1, 9, 40)
+    many = np.repeat(np.arange(40), count)
+    for share in (.05, .1, .2, .5): assert set(many[hold_out(np.array(["train"]*len(many)), many, share, seed, []) == "valid"]) == in_order(count, share, seed)
+    assert set(hold_out(np.array(["train"]*6), np.arange(6), .1, seed, []) == "valid") == {True, False}   # pictures: one of them, the first of the order
+    assert (hold_out(np.array(["train"]*6), np.arange(6), .1, seed, []) == "valid").argmax() in in_order(np.ones(6, int), .1, seed)
+
+
 # ---- CelebAMask-HQ -------------------------------------------------------------------------------------------------------------
 
 def test_maskhq_attributes(tmp_path):

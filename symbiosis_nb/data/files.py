@@ -6,7 +6,7 @@
 __all__ = ['LEFTOVERS', 'sniff', 'read_text', 'read_rows', 'is_image', 'stem_of', 'plain', 'short', 'number_of', 'read_csv',
            'complain', 'column_order', 'Numbers', 'read_numbers', 'is_leftover', 'set_folder', 'scan_folder', 'find',
            'need', 'list_images', 'images_by_stem', 'count_parts', 'keep_complete', 'check_counts', 'stored_image',
-           'image_size', 'hold_out', 'read_mat', 'variables']
+           'image_size', 'fitting', 'hold_out', 'read_mat', 'variables']
 
 # %% ../../nbs/02a_data.files.ipynb #713156cc
 import csv, io, os, re, struct, zipfile, zlib
@@ -392,6 +392,16 @@ def image_size(
     except Exception: return read_image(path).size
 
 # %% ../../nbs/02a_data.files.ipynb #94a4a615
+def fitting(
+    order, count: np.ndarray,   # positions of groups, and how many rows each group has
+    room: float, most: int | None = None,   # rows, and groups, that may be taken; None: any number
+) -> list:                      # positions
+    "Groups that fit into so many rows, in order; the smallest where none does"
+    taken = []
+    for g in order:
+        if count[g] <= room and (most is None or len(taken) < most): taken.append(g); room -= count[g]
+    return taken or [min(order, key=lambda g: count[g])]
+
 def hold_out(
     split: np.ndarray,   # (N,) parts
     groups: np.ndarray,  # (N,) who or what must stay together
@@ -399,14 +409,15 @@ def hold_out(
     seed: int,
     notes: list,         # is added to
 ) -> np.ndarray:         # (N,) parts with some of "train" now "valid"
-    "Move whole groups of the training part to 'valid' until about `share` of it is there"
+    "Move whole groups of the training part to 'valid', in order as many as fit into `share` of it; the smallest where none does"
     if not 0 <= share < 1: raise ValueError(f"valid_share must be at least 0 and below 1, not {share}")
     train, split = np.flatnonzero(split == "train"), np.array(split, dtype="<U5")
     who, count = np.unique(np.asarray(groups)[train], return_counts=True)
     if share == 0 or len(who) < 2: return split
     order = np.random.default_rng(seed).permutation(len(who))
-    n = max(1, int((np.cumsum(count[order]) <= share*len(train)).sum()))
-    held = train[np.isin(np.asarray(groups)[train], who[order[:n]])]
+    taken = order[:int((np.cumsum(count[order]) <= share*len(train)).sum())]
+    if not len(taken): taken = fitting(order, count, share*len(train))
+    held = train[np.isin(np.asarray(groups)[train], who[taken])]
     split[held] = "valid"
     notes.append(f"the set has no validation part: {len(held):,} training samples are held out as 'valid' "
                  f"(valid_share={share}, seed={seed})")

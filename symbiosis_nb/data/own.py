@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core import DataError, as_path, words
 from .columns import SPLIT_WORDS, SPLITS
-from .files import count_parts, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
+from .files import count_parts, fitting, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
 from .parsing_sets import nearest_colour, read_indices
 from .pictures import contents, read_image, stamps
 from .sheets import (ANSWERS, Pictures, Sheet, are_corners, is_label, label_column, number_columns, part_column, path_column, paths_of,
@@ -51,16 +51,9 @@ def drawn_parts(
     left, part = list(np.random.default_rng(seed).permutation(len(who))), np.full(len(who), "train", "<U5")
     for name, share in (("test", test_share), ("valid", valid_share)):
         if not share: continue
-        taken = _that_fit(left, count, share*len(groups))
+        taken = fitting(left, count, share*len(groups), len(left) - 2)
         part[taken], left = name, [g for g in left if g not in set(taken)]
     return part[at]
-
-def _that_fit(order, count, room):
-    "Groups that fit into so many rows, in order; the smallest where none does"
-    taken = []
-    for g in order:
-        if count[g] <= room and len(taken) < len(order) - 2: taken.append(g); room -= count[g]
-    return taken or [min(order, key=lambda g: count[g])]
 
 # %% ../../nbs/04d_data.own.ipynb #81a2d999
 PEOPLE = ("identity", "person", "person_id", "subject", "subject_id", "who")   # columns that are taken to say who it is

@@ -14,7 +14,7 @@ from PIL import Image
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.own import (drawn_parts, parsing_from_folders, table_from_csv, table_from_folders, table_from_parquet, together)
-from symbiosis_nb.data.sheets import answers, read_sheet, words_of
+from symbiosis_nb.data.sheets import answers, read_sheet, read_shards, words_of
 from symbiosis_nb.data.tables import AttributeTable
 
 os.environ["SYMBIOSIS_QUIET"] = "1"
@@ -197,6 +197,30 @@ def test_shards_of_the_hub(tmp_path, cache):
     assert table.labels[:3].tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] and table.known[:3, 0].tolist() == [True, False, True]
     assert [np.asarray(table.open(i))[0, 0, 0] for i in (0, 5)] == [27, 32]   # test comes first by name
     assert table_from_parquet(tmp_path/"hub", attributes="smiling").digest == table_from_parquet(tmp_path/"hub", attributes="smiling").digest
+
+
+@pytest.mark.parametrize("files", [("part.0.parquet", "part.1.parquet"), ("faces.train.parquet", "faces.test.parquet"), ("a/b/x.parquet", "a-b/x.parquet", "b/x.0.parquet", "b/x.1.parquet"), ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")])
+def test_shards_keep_their_own_pictures(tmp_path, cache, files):
+    "Whatever the files are called, no picture lies over another; the hub's names stay what they were"
+    for k, name in enumerate(files):
+        (tmp_path/"set"/name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(hub(dict(image=[dict(bytes=jpeg(40*k + 9*i), path=None) for i in range(3)], hat=[1, 0, 1], value=[40*k + 9*i for i in range(3)])), tmp_path/"set"/name)
+    sheet, paths = read_shards(tmp_path/"set")
+    assert len(set(paths)) == 3*len(files) and [np.asarray(Image.open(p))[0, 0, 0] for p in paths] == list(map(int, sheet.columns["value"]))
+    if "-of-" in files[0]: assert paths[4].name == "set-train-00001-000001.jpg"
+
+
+def test_two_processes_read_the_same_shards(tmp_path, cache, monkeypatch):
+    "Each writes files of its own, and one replaces the other's by the same picture"
+    pq.write_table(hub(dict(image=[dict(bytes=jpeg(1), path=None)], hat=[1])), tmp_path/"a.parquet")
+    whole, names = Path.write_bytes, []
+    def write(self, data):
+        whole(self, data); names.append(self)
+        if len(names) == 1:
+            with monkeypatch.context() as m: m.setattr(os, "getpid", lambda: 1); read_shards(tmp_path/"a.parquet")
+    monkeypatch.setattr(Path, "write_bytes", write)
+    (path,) = read_shards(tmp_path/"a.parquet")[1]
+    assert len(set(names)) == 2 and path.read_bytes() == jpeg(1) and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_what_save_to_disk_wrote(tmp_path, cache):

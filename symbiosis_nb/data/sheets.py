@@ -280,7 +280,7 @@ def _write_picture(cell, file):
     if data[:2] not in KINDS: raise ValueError(sniff(data, text=False) or "is no picture in a known format")
     path = file.with_name(file.name + KINDS[data[:2]])
     if not path.exists() or path.stat().st_size != len(data):
-        tmp = path.with_name(f".{path.name}.tmp"); tmp.write_bytes(data); tmp.replace(path)
+        tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp"); tmp.write_bytes(data); tmp.replace(path)   # another process may write it too
     return path
 
 # %% ../../nbs/04c_data.sheets.ipynb #73643f4c
@@ -291,8 +291,9 @@ def read_shards(
     shards = shard_files(root)
     folder = make_folder(cache_dir()/"own"/digest(stamps([p for _, p in shards])))
     sheet, cells, paths, embedded = Sheet(str(as_path(root)), {}, []), [], [], None
-    for part, file in progress(shards, "reading shards"):
-        first, called = 0, _shard_name(file, as_path(root))
+    names = _shard_names([p for _, p in shards], as_path(root))
+    for (part, file), called in zip(progress(shards, "reading shards"), names):
+        first = 0
         for batch in _batches(file):
             embedded = _picture_column(batch.schema)
             rows = _read_batch(sheet, batch, embedded, folder, file, called, paths, first)
@@ -301,6 +302,12 @@ def read_shards(
     if not cells: raise DataError(f"{root}: its files have no rows")
     sheet.columns = {k: [row.get(k, "") for row in cells] for k in dict.fromkeys(k for row in cells for k in row)}
     return sheet, paths if embedded else None
+
+def _shard_names(files, root):
+    "What the pictures of each shard begin with, as `_shard_name`; with its place in the list too where several would have one name"
+    names = [_shard_name(f, root) for f in files]
+    count = Counter(n.lower() for n in names)   # drives that tell no case apart
+    return [n if count[n.lower()] == 1 else f"{n}.{k}" for k, n in enumerate(names)]   # no name ends in a dot and a number by itself
 
 def _shard_name(file, root):
     "What a shard's pictures begin with: its folders and its number"

@@ -285,3 +285,22 @@ def test_masks_of_0_and_255_are_no_two_regions(tmp_path):
         assert table.label(0).tolist() == maps[0]
     rare = parsing_from_folders(*masked(tmp_path/"rare", [[[0, 255, 1 + (k == 140)]] for k in range(150)]), "background face hat")
     assert rare.label(140).max() == 255 and len(rare) == 150   # one mask of many: looked for until it is found
+
+
+def test_one_stray_picture_moves_no_other(tmp_path):
+    "Parts are drawn where no picture has one; a stray is refused, or left out where it lacks its mask"
+    for part, n in (("train", 12), ("valid", 3), ("test", 6)):
+        for folder in masked(tmp_path/part, [[[0, 1]]]*n): (tmp_path/folder.name).mkdir(exist_ok=True); folder.rename(tmp_path/folder.name/part)
+    read = lambda **kw: parsing_from_folders(tmp_path/"p", tmp_path/"m", "background face", name="mine", **kw)
+    Image.new("RGB", (2, 1)).save(tmp_path/"p"/"overview.png")
+    table = read(on_missing="skip")
+    assert table.counts() == dict(train=12, valid=3, test=6) and all(p.parent.name == s for p, s in zip(table.paths, table.split))
+    with pytest.raises(DataError, match="(?s)complete the copy.*overview: no mask"): read()
+    Image.new("L", (2, 1)).save(tmp_path/"m"/"overview.png")
+    for how in ("raise", "skip"):
+        with pytest.raises(DataError, match="(?s)1 pictures lie in no folder train, valid or test.*overview"): read(on_missing=how)
+
+
+@pytest.mark.parametrize("words", [("_mask", "_seg"), ("", "_mask")])
+def test_two_masks_of_one_picture_are_refused(tmp_path, words):
+    with pytest.raises(DataError, match="are both masks of 0: take one of them away"): parsing_from_folders(*masked(tmp_path, [[[0, 1]]]*4, words), "background face")

@@ -281,11 +281,12 @@ def table_from_parquet(
 MASK_WORDS = ("_mask", "_label", "_labels", "_seg", "_gt", "-mask", "-label", "-seg")   # what a mask's name may end in
 
 def _mask_stems(folder):
-    "Masks by the stem of their picture"
+    "Masks by the stem of their picture; raises `DataError` where a picture has two"
     found = {}
-    for stem, path in images_by_stem(folder, deep=True).items():
+    for stem, path in sorted(images_by_stem(folder, deep=True).items()):
         word = next((w for w in MASK_WORDS if stem.lower().endswith(w)), "")
-        found[stem[:len(stem) - len(word)]] = path
+        first = found.setdefault(key := stem[:len(stem) - len(word)], path)
+        if first is not path: raise DataError(f"{path} and {first.name} are both masks of {key}: take one of them away, or keep the two kinds in folders of their own")
     return found
 
 def _region_vocab(regions, name):
@@ -334,7 +335,7 @@ def parsing_from_folders(
     pictures, labels = images_by_stem(images, deep=True), _mask_stems(masks)
     keys, notes = sorted(pictures.keys() | labels.keys()), []
     if not keys: raise DataError(f"{name}: there are no pictures in {images}")
-    split = _folder_parts(keys, valid_share, test_share, seed, notes)
+    split = _folder_parts(name, keys, [k in pictures and k in labels for k in keys], valid_share, test_share, seed, notes)
     keep = keep_complete(name, keys, split, on_missing, notes, picture=[pictures.get(k) for k in keys], mask=[labels.get(k) for k in keys])
     paths, files = [pictures[keys[i]] for i in keep], [labels[keys[i]] for i in keep]
     _same_sizes(name, paths, files)
@@ -368,10 +369,12 @@ def _refuse_lost(name, vocab, files):
     if looked and IGNORE in seen: raise DataError(f"{name}: {', '.join(lost)} {'is' if len(lost) == 1 else 'are'} in none of the {looked:,} masks looked at, which hold 255: "
         f"255 marks pixels that do not count. Write the regions' numbers into the masks, 0 to {len(vocab) - 1}, or name no region that they do not show")
 
-def _folder_parts(keys, valid_share, test_share, seed, notes):
-    "The part that each name begins with, as in \"train/17\"; drawn where they begin with none"
-    parts = [SPLIT_WORDS.get(k.split("/")[0].lower()) if "/" in k else None for k in keys]
-    if all(parts): return np.array(parts, "<U5")
+def _folder_parts(name, keys, whole, valid_share, test_share, seed, notes):
+    "The part that each name begins with, as in \"train/17\", \"\" for one that lacks a file; drawn where no name begins with one. Raises `DataError` for a mixture"
+    parts = [SPLIT_WORDS.get(k.split("/")[0].lower(), "") if "/" in k else "" for k in keys]
+    stray = [k for k, part, w in zip(keys, parts, whole) if w and not part]
+    if any(parts) and stray: raise DataError(f"{name}: {len(stray):,} pictures lie in no folder train, valid or test, and others do: move them into a part, or away", stray)
+    if any(parts): return np.array(parts, "<U5")
     split = drawn_parts(np.arange(len(keys)), valid_share, test_share, seed)
     notes.append(f"parts are drawn by picture (seed={seed}): {count_parts(split)}")
     return split

@@ -255,6 +255,27 @@ def test_folders_of_classes(tmp_path):
     with pytest.raises(DataError, match="nothing is called 'cap'; there is 'bare', 'hat'"): table_from_folders(tmp_path/"set", attributes=["cap"])
 
 
+@pytest.mark.parametrize("classes", ["01", "012", "0123", "01234", ("-1", "0", "1", "1.5")])
+def test_class_folders_that_are_numbers(tmp_path, classes):
+    for c in classes:
+        for k in range(4): (tmp_path/"set"/c).mkdir(parents=True, exist_ok=True); Image.new("RGB", (8, 8), (20*k, 0, 0)).save(tmp_path/"set"/c/f"{k}.png")
+    table, asked = table_from_folders(tmp_path/"set"), table_from_folders(tmp_path/"set", attributes=list(classes))
+    assert asked.names == tuple(classes) and (asked.labels.sum(1) == 1).all() and [int(p.parent.name == asked.names[0]) for p in asked.paths] == asked.labels[:, 0].tolist()
+    assert table.names == (("label",) if classes == "01" else tuple(classes))
+
+
+def test_numbers_of_a_column_are_labels_or_refused(place):
+    "1.00 and 0.00 are labels; scores are no words"
+    def read(cells, asked):
+        (place/"n.csv").write_text("shot,hat\n" + "\n".join(f"{named(i, 'bare')},{cells[i % len(cells)]}" for i in range(N)))
+        return table_from_csv(place/"n.csv", place/"pictures", attributes=asked)
+    for asked in (None, "hat"):
+        for cells in (("1.00", "0.00"), ("1e0", "-1.000"), ("+1.0", "00")): assert read(cells, asked).names == ("hat",) and read(cells, asked).labels[:3, 0].tolist() == [1, 0, 1]
+        with pytest.raises(DataError, match="hat holds numbers such as -0.125.*write 0 or 1"): read(("-0.125", "2.5", "1", "3"), asked)
+        with pytest.raises(DataError, match="line 4, hat: '0.5', expected 0 or 1"): read(("0", "1", "0.5"), asked)
+        assert read(("3", "7", "12"), asked).names == ("12", "3", "7")   # classes by number
+
+
 def test_masks_that_do_not_belong(tmp_path):
     for k in range(5):
         for kind in ("images", "masks"): (tmp_path/kind).mkdir(exist_ok=True)

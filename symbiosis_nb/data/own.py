@@ -20,8 +20,8 @@ from .columns import SPLIT_WORDS, SPLITS
 from .files import count_parts, fitting, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
 from .parsing_sets import nearest_colour, read_indices
 from .pictures import contents, read_image, stamps
-from .sheets import (ANSWERS, Pictures, Sheet, are_corners, is_label, label_column, number_columns, part_column, path_column, paths_of,
-                                      read_folders, read_sheet, read_shards, word_columns)
+from .sheets import (ANSWERS, Pictures, Sheet, answers, are_corners, are_measures, is_label, label_column, number_columns,
+                                      part_column, path_column, paths_of, read_folders, read_sheet, read_shards, word_columns)
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
@@ -100,8 +100,11 @@ def labels_of(sheet: Sheet, names: list, asked=None) -> dict:   # attribute -> (
     "The labels of these columns; one that holds no labels but words gives an attribute for each of them, or for those asked for"
     found = {}
     for name in names:
-        answers = is_label(sheet.columns[name]) or not any(sheet.columns[name])
-        new = {name: label_column(sheet, name)} if answers else word_columns(sheet, name)
+        cells, listed = sheet.columns[name], name == sheet.listed
+        if not listed and are_measures(cells) and not is_label(cells):
+            example = next(c for c in cells if are_measures([c]))
+            raise DataError(f"{sheet.source}: {name} holds numbers such as {example}, and each would be an attribute of its own: write 0 or 1, for example 1 above a threshold, or leave it out")
+        new = {name: label_column(sheet, name)} if not listed and (is_label(cells) or not any(cells)) else word_columns(sheet, name)
         if again := found.keys() & new: raise DataError(f"{sheet.source}: {min(again)!r} is the name of two attributes: rename a column, or a word")
         found |= new
     wanted = [] if asked is None else asked_names(asked, names)
@@ -257,8 +260,10 @@ def table_from_folders(
     attributes=None,      # the classes that become attributes; None: all. The others are pictures without them
     **kwargs,             # `groups`, `frame`, `contradictions`, `valid_share`, `test_share`, `seed` of `table_from_csv`
 ) -> AttributeTable:
-    "A table with one attribute for each class folder; parts are folders above the classes, or drawn by picture"
+    "A table with one attribute for each class folder; two called 0 and 1, or no and yes, are one attribute, label. Parts are folders above the classes, or drawn by picture"
     sheet, paths = read_folders(root)
+    classes = set(sheet.columns["label"])
+    if None in answers(classes) or attributes is not None and classes & set(asked_names(attributes, classes)): sheet.listed = "label"
     return build_table(sheet, paths, name or as_path(root).name, "", attributes, **kwargs)
 
 # %% ../../nbs/04d_data.own.ipynb #3b64b51a

@@ -14,7 +14,7 @@ from PIL import Image
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.own import (drawn_parts, parsing_from_folders, table_from_csv, table_from_folders, table_from_parquet, together)
-from symbiosis_nb.data.sheets import answers, read_sheet, read_shards, words_of
+from symbiosis_nb.data.sheets import Pictures, answers, read_sheet, read_shards, words_of
 from symbiosis_nb.data.tables import AttributeTable
 
 os.environ["SYMBIOSIS_QUIET"] = "1"
@@ -130,6 +130,25 @@ def test_ambiguous_names_are_not_guessed(tmp_path):
         (tmp_path/folder).mkdir(); Image.new("RGB", (8, 8)).save(tmp_path/folder/"1.png")
     (tmp_path/"t.csv").write_text("file,hat\n1.png,1\n")
     with pytest.raises(DataError, match="line 2, file: '1.png' may be .*a/1.png or .*b/1.png: write the folder too"): table_from_csv(tmp_path/"t.csv")
+
+
+@pytest.mark.parametrize("above", ["/data/train/jan/pictures/", "C:\\train\\set\\", "/train/", "/data/jan/", "\\\\server\\test\\"])
+def test_paths_of_another_machine_with_a_folder_of_this_name(tmp_path, above):
+    "The folder that is here may also lie above it there; a path that begins here is not looked for elsewhere"
+    names = [f"{part}/{k}.png" for part in ("train", "test") for k in range(3)]
+    for k, n in enumerate(names): (tmp_path/n).parent.mkdir(exist_ok=True); Image.new("RGB", (8, 8), (9*k, 0, 0)).save(tmp_path/n)
+    mark = "\\" if "\\" in above else "/"
+    (tmp_path/"t.csv").write_text("file,hat\n" + "\n".join(f"{above}{n.replace('/', mark)},{k % 2}" for k, n in enumerate(names)))
+    assert [p.relative_to(tmp_path).as_posix() for p in table_from_csv(tmp_path/"t.csv").paths] == names
+    assert Pictures(tmp_path).find("train/other/test/0.png") == [] and Pictures(tmp_path).find("train/0") == [tmp_path/"train"/"0.png"]
+
+
+@pytest.mark.parametrize("ending", "ppm pgm pbm pnm jfif jpe jp2".split())
+def test_pictures_of_every_ending_that_is_read(tmp_path, ending):
+    for k in range(6): Image.new(dict(pgm="L", pbm="1").get(ending, "RGB"), (8, 8 + k)).save(tmp_path/f"{k}.{ending}")
+    (tmp_path/"t.csv").write_text("file,hat\n" + "\n".join(f"{k}.{ending},{k % 2}" for k in range(6)))
+    table = table_from_csv(tmp_path/"t.csv")
+    assert len(table) == 6 and table.open(0).size == (8, 8)
 
 
 def test_missing_pictures_may_be_left_out(place):

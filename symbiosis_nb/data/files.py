@@ -61,7 +61,7 @@ def read_rows(
     return [(i, fields) for i, line in enumerate(read_text(path).splitlines(), 1) if (fields := line.split())]
 
 # %% ../../nbs/02a_data.files.ipynb #dd3d2160
-_IMAGE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif")
+_IMAGE = tuple(".jpg .jpeg .jpe .jfif .jp2 .png .bmp .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .heic .heif .avif".split())
 
 def is_image(name: str) -> bool:
     "Whether a name ends as an image file's does"

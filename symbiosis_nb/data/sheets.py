@@ -142,7 +142,9 @@ class Pictures:
     def find(self, text: str) -> list:
         "The pictures that a text may mean: one, none, or several"
         parts = [p for p in re.split(r"[/\\]+", text.strip().lower()) if p not in ("", ".")]
-        below = next((k for k, p in enumerate(parts[:-1]) if p in self.folders), len(parts) - 1)   # folders of another place, before one that is here
+        here = [k for k, p in enumerate(parts[:-1]) if p in self.folders]
+        begins = here[:1] == [0] and text.strip()[0] not in "/\\"   # at a folder that is here; others have folders of another place before it
+        below = 0 if begins else here[-1] if here else len(parts) - 1
         ends = ("/".join(parts[k:]) for k in range(below + 1))
         if found := next((self.whole[e] for e in ends if e in self.whole), None): return self._exact(found, text)
         if len(parts) == 1 and parts[0] in self.bare: return self.bare[parts[0]]

@@ -20,11 +20,13 @@ from .predictor import Predictor, boxed, picture_names
 # %% ../nbs/34_shell.ipynb #c18b44dd
 def files_of(
     given: list,   # files and folders
+    out: Path | None = None,   # folder of answers: what lies in it is no question, unless it is asked about by name
 ) -> list:         # of paths, in order
     "The pictures meant by files and folders, those of a folder by name; raises `DataError` for a folder without any"
     found = []
     for path in map(as_path, given):
         inside = sorted(list_images(path, deep=True).items()) if path.is_dir() else [("", path)]
+        if out is not None and path.resolve() in out.resolve().parents: inside = [(n, p) for n, p in inside if not p.resolve().is_relative_to(out.resolve())]
         if not inside: raise DataError(f"{path}: there are no pictures in this folder")
         found += [p for _, p in inside]
     return list(dict.fromkeys(found))
@@ -89,7 +91,7 @@ def main(argv=None) -> int:   # 0, or 1 where a picture could not be answered fo
     given = arguments().parse_args(argv)
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())   # where people keep a method of their own; `python -m` has it
     if wrong := _would_overwrite(given): print(wrong, file=sys.stderr); return 2
-    try: ask, files = Predictor.load(given.run), files_of(given.pictures)
+    try: ask, files = Predictor.load(given.run), files_of(given.pictures, as_path(given.out))
     except (DataError, ValueError) as e: print(e, file=sys.stderr); return 2
     print(f"{ask.origin}.", file=sys.stderr)
     answers = []

@@ -256,6 +256,15 @@ def test_a_plain_parquet_file_beside_a_folder(place, tmp_path, cache):
     assert table_from_parquet(tmp_path/"t.parquet", place/"pictures").labels[:, 0].tolist() == [1, 0]*(N//2)
 
 
+def test_missing_pictures_of_a_parquet_file(place, tmp_path, cache):
+    pd.DataFrame(dict(file=[*(named(i, "relative") for i in range(N)), "lost.jpg"], hat=[i % 2 for i in range(N + 1)])).to_parquet(tmp_path/"t.parquet")
+    with pytest.raises(DataError, match="there is no picture 'lost.jpg'"): table_from_parquet(tmp_path/"t.parquet", place/"pictures")
+    table = table_from_parquet(tmp_path/"t.parquet", place/"pictures", on_missing="skip")
+    assert len(table) == N and any(n.startswith("1 of 25 rows have no picture") for n in table.notes)
+    pq.write_table(hub(dict(image=[dict(bytes=jpeg(i), path=None) for i in range(4)], hat=[1, 0]*2)), tmp_path/"b.parquet")
+    with pytest.raises(ValueError, match="its pictures are embedded, so none is missing"): table_from_parquet(tmp_path/"b.parquet", on_missing="skip")
+
+
 def test_damaged_shards(tmp_path, cache):
     (tmp_path/"a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match="is damaged"): table_from_parquet(tmp_path/"a.parquet")

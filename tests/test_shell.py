@@ -47,6 +47,13 @@ def test_a_folder_as_table_and_boxes(trained, photos, tmp_path, capsys):
     assert (orange[:, 0] > 200).mean() > .9 and (orange[:, 2] < 100).mean() > .9
 
 
+def test_a_second_run_is_not_asked_about_the_answers_of_the_first(trained, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    asked = lambda place: (shell.main([place, "--run", str(trained[1]), "--json", "o.json"]), [os.path.relpath(s["file"], photos) for s in json.loads((photos/"o.json").read_text())])
+    for _ in range(2): assert asked(".") == (1, ["group.png", "meadow.jpg", "torn.jpg"])
+    assert (photos/"symbiosis_faces"/"group.jpg").exists() and asked("symbiosis_faces")[1] == [os.path.join("symbiosis_faces", "group.jpg")]   # by its name it is
+
+
 def test_json(trained, photos, tmp_path, capsys):
     shell.main([str(photos/"group.png"), str(photos/"meadow.jpg"), "--run", str(trained[1]), "--json", "--no-pictures"])
     said = json.loads(capsys.readouterr().out)

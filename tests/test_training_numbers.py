@@ -16,6 +16,7 @@ from torch import nn
 from symbiosis_nb import training
 from symbiosis_nb.callbacks import Selection
 from symbiosis_nb.combine import gather_columns, joined_cost, valid_score
+from symbiosis_nb.core import DataError
 from symbiosis_nb.data.parts import held_out, moved_landmarks
 from symbiosis_nb.data.protocols import cross, enlarge, fewer, resplit
 from symbiosis_nb.data.tables import AttributeTable
@@ -70,6 +71,14 @@ def test_copies_differ_half_are_mirrored_and_know_what_their_pictures_know(tmp_p
 
 def test_turned_pictures_stay_turned_in_a_crossed_table():
     assert [cross(toy(exif=a), toy(exif=b)).exif for a, b in ((False, False), (True, False), (False, True))] == [False, True, True]
+
+
+def test_pictures_opened_otherwise_than_alone_are_told():
+    rules = lambda a, b: [n.split(" are opened")[0] for n in cross(replace(toy(**a), name="a"), replace(toy(**b), name="b")).notes if "numbers may differ" in n]
+    assert rules({}, {}) == [] and rules(dict(exif=True), dict(exif=False)) == ["pictures of b"] and rules(dict(exif=False), dict(exif=True)) == ["pictures of a"]
+    assert rules({}, dict(background="black")) == ["pictures of b"]
+    boxed = lambda exif: toy(frame="box", boxes=np.tile([1., 1, 4, 4], (len(toy()), 1)), exif=exif)
+    with pytest.raises(DataError, match="give both the same exif"): cross(boxed(True), boxed(False))
 
 
 def test_landmarks_move_by_their_own_eyes_and_seed():

@@ -272,15 +272,18 @@ def table_from_parquet(
     images=None,          # folder of the pictures, where they are named and not embedded; None: `root`
     name: str | None = None,
     pictures: str | None = None,   # column that names them, where they are not embedded; None: the one whose values do
+    on_missing: str = "raise",     # "skip" leaves rows out whose picture is named and not there
     **kwargs,             # `attributes`, `split`, `identity`, `box`, `groups`, ... of `table_from_csv`
 ) -> AttributeTable:
     "A table from a data set of the Hugging Face hub on disk; embedded pictures become files of the cache, parts are those of the files"
     root = as_path(root); sheet, paths = read_shards(root)
     if paths is not None and pictures: raise ValueError(f"{root}: its pictures are embedded, so no column names them: leave pictures out")
+    if paths is not None and on_missing != "raise": raise ValueError(f"{root}: its pictures are embedded, so none is missing: leave on_missing out")
     if paths is not None: return build_table(sheet, paths, name or root.stem, **kwargs)
     files = Pictures(images or (root if root.is_dir() else root.parent))
     column = sheet_name(sheet, pictures) if pictures else path_column(sheet, files)
-    return build_table(sheet, paths_of(sheet, column, files), name or root.stem, column, **kwargs)
+    sheet, paths = _with_pictures(sheet, column, files, on_missing)
+    return build_table(sheet, paths, name or root.stem, column, **kwargs)
 
 # %% ../../nbs/04d_data.own.ipynb #1bedcf10
 MASK_WORDS = ("_mask", "_label", "_labels", "_seg", "_gt", "-mask", "-label", "-seg")   # what a mask's name may end in

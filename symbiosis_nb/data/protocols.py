@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress, told_apart
+from .pictures import Opener
 from .tables import AttributeTable, refuse_enlarged
 
 # %% ../../nbs/08_data.protocols.ipynb #82e68d5c
@@ -41,7 +42,7 @@ def cross(
     target: AttributeTable,   # tested on
     all_of_it: bool = False,  # train on the source's test part too
 ) -> AttributeTable:
-    "Training and validation of one set with the test part of another; raises `DataError` for different attributes"
+    "Training and validation of one set with the test part of another, opened by one rule; raises `DataError` for different attributes, and for boxes beside none"
     if source.names != target.names: raise DataError(f"{source.name} and {target.name} have different attributes")
     a, b = source.take(slice(None) if all_of_it else source.split != "test"), target.take(target.split == "test")
     ids = lambda t: np.arange(len(t)) if t.identity is None else told_apart(t.identity)
@@ -52,12 +53,16 @@ def cross(
     people = np.unique(told_apart(np.concatenate([a.identity, b.identity])), return_inverse=True)[1] if one_set else np.concatenate(apart)
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
-    rule = dict(exif=source.exif or target.exif, background=source.background, derived=(*a.derived, *b.derived))   # landmarks stay behind
+    opener = Opener(source.exif or target.exif, source.background)   # landmarks stay behind
+    rule = dict(exif=opener.exif, background=opener.background, derived=(*a.derived, *b.derived))
+    how = lambda o: f"{'turned as their EXIF tag says' if o.exif else 'as they are stored'}, on {o.background}"
+    other = [f"pictures of {t.name} are opened {how(opener)}, alone {how(t.opener)}: numbers may differ" for t in (source, target) if t.opener != opener]
     if "box" in (a.frame, b.frame):
         if a.frame != b.frame: raise DataError(f"{source.name} has boxes and {target.name} whole pictures: a network cannot learn from one and be asked about the other")
+        if source.exif != target.exif: raise DataError(f"{source.name} and {target.name} count their boxes in pictures turned and not turned by EXIF: give both the same exif")
         rule |= dict(boxes=stack("boxes"))
     return AttributeTable(f"{source.name} to {target.name}", source.vocab, [*a.paths, *b.paths], stack("labels"), stack("known"), split,
-                          people, frame=a.frame if a.frame == b.frame else "whole", notes=[*source.notes, *target.notes], **rule)
+                          people, frame=a.frame if a.frame == b.frame else "whole", notes=[*source.notes, *target.notes, *other], **rule)
 
 # %% ../../nbs/08_data.protocols.ipynb #91a03114
 def fewer(

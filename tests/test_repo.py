@@ -119,6 +119,12 @@ def names_in(sources) -> tuple:
     return brought, made, {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
+@pytest.mark.parametrize("path", [p for p in PAPERMILLED if p.stem not in ("claims", "findings")], ids=name)
+def test_what_trains_for_minutes_is_not_run_as_an_example(path):
+    "`make test` runs every notebook that does not say `skip_exec`; these have slow tests of their own"
+    assert [c for c in cells(path) if c["cell_type"] == "raw" and "skip_exec: true" in "".join(c["source"])]
+
+
 @pytest.mark.parametrize("path", PAPERMILLED, ids=name)
 def test_papermilled_notebooks_use_what_they_have(path):
     "A name that nothing imports or assigns would stop a notebook in its middle; an import that nothing uses misleads"

@@ -61,12 +61,16 @@ def _store(table, i, folder, detect, by):
     with atomic_write(folder/how/name) as tmp: picture.save(tmp, "JPEG", quality=95, subsampling=0)
     return folder/how/name
 
+def _detector(detect):
+    "What a detector is called in the store's key: a function by what it does too, an object by its name, since it may count or remember"
+    return lasting_name(detect) if hasattr(detect, "__code__") else getattr(detect, "__qualname__", None)
+
 def _store_all(table, detect, out):
     "The files of all aligned pictures, and where each face was known from; raises `DataError` listing every picture that has none"
     if detect and not hasattr(detect, "__qualname__"):
         raise ValueError(f"detect must be a function: its name is part of the store's key, and {detect!r} has none")
     if table.frame == "box": raise DataError(f"{table.name}: its samples are boxes of persons, not faces: they cannot be aligned")
-    folder, by = as_path(out or cache_dir()/"aligned"), (detect and lasting_name(detect), table.exif, table.background)
+    folder, by = as_path(out or cache_dir()/"aligned"), (_detector(detect), table.exif, table.background)
     with folder_lock(folder):
         made = [_store(table, i, folder, detect, by) for i in progress(range(len(table)), "aligning faces")]
     bad = [str(e) for e in made if isinstance(e, DataError)]

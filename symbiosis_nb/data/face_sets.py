@@ -143,7 +143,7 @@ def celeba(
     table = AttributeTable(f"CelebA ({variant})", CELEBA, paths, attr.values[keep] > 0, np.ones((len(keep), 40), bool), split, identity,
                            boxes, landmarks, frame, notes, exif=False)
     check_split(table)
-    notes += _celeba_counts(table, stems)
+    table.notes += _celeba_counts(table, stems)
     return table
 
 # %% ../../nbs/02c_data.face_sets.ipynb #ed3c7fb1

@@ -63,7 +63,7 @@ class AttributeTable:
     derived: tuple = ()       # folders of pictures that were made from others, on every machine a little otherwise: their names say from which
 
     def __post_init__(self):
-        faults, self.notes = Faults(self.name), [n for n in self.notes if _TORN not in n]   # a list of its own; what was torn in another table need not be here
+        faults, self.notes = Faults(self.name), [*self.notes]   # a list of its own
         self.paths = plain_paths(self.paths, faults)
         self.labels, self.known = plain_labels(self.labels, self.known, self.vocab.names, faults, self.notes)
         self.split, self.identity = plain_split(self.split, faults), plain_identity(self.identity, faults)
@@ -73,7 +73,9 @@ class AttributeTable:
         self._check_shapes()
         faults.complain()
         if self.exif is None: self.exif = self.boxes is None and self.landmarks is None
-        self.notes += leaks(self)
+        torn = leaks(self)   # what was torn in another table need not be here
+        self.notes = [n for n in self.notes if _TORN not in n or n in torn]
+        self.notes += [n for n in torn if n not in self.notes]
 
     def _check_shapes(self):
         n, na = len(self.paths), len(self.vocab)

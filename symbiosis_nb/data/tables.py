@@ -227,8 +227,9 @@ class ParsingTable:
         files, labels = [p.name for p in self.paths], self.label_sources()
         content = self.pixels_digest, pixels_digest(labels), [f"{f.parent.name}/{f.name}" for f in labels]
         own = [] if self.regions in REGIONS else [str(self.regions)]   # names, colours, merges: another meaning of the same numbers
+        some = {0, len(self)//2, len(self) - 1} if len(self) else ()
         if not labels: own.append(core.digest(*(_label_or_fault(self, i) for i in range(len(self)))))
-        elif code := own_code(self.read_label): own.append(core.digest(code, *(_label_or_fault(self, i) for i in {0, len(self)//2, len(self) - 1} if len(self))))
+        elif code := own_code(self.read_label): own.append(core.digest(code, *(_label_or_fault(self, i) for i in sorted(some))))
         return core.digest(self.name, self.regions.name, files, self.split, content, self.label_how, self.background, *own)
 
 def _label_or_fault(table, i):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'seeded', 'Autocast', 'HalfPrecision', 'to_float', 'OwnSGD', 'Joint', 'Finite', 'bare', 'Selection',
-           'Iterations', 'Patience', 'Clock', 'Bar', 'training_code', 'Checkpoint', 'Sheet']
+           'Iterations', 'Patience', 'Clock', 'Bar', 'training_code', 'Checkpoint', 'precision_so_far', 'Sheet']
 
 # %% ../nbs/28_callbacks.ipynb #9748357f
 import contextlib, math, os, random, time
@@ -236,7 +236,7 @@ def after_epoch(self: Checkpoint):
     "Write everything that going on from here takes"
     if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch: return
     r = self.recorder
-    state = dict(code=self.code, model=_plain(bare(self.model).state_dict()), opt=_plain(self.opt.state_dict()),
+    state = dict(code=self.code, precision=getattr(self.learn, "precision", None), model=_plain(bare(self.model).state_dict()), opt=_plain(self.opt.state_dict()),
                  epoch=self.epoch, train_iter=self.learn.train_iter, rng=_rng_state(self.learn), values=_plain(r.values),
                  smooth=[r.smooth_loss.count, _plain(r.smooth_loss.val)], losses=[float(v) for v in r.losses],
                  iters=_plain(r.iters), lrs=[float(v) for v in r.lrs],
@@ -246,6 +246,17 @@ def after_epoch(self: Checkpoint):
     self.kept_epochs = self.epoch + 1
 
 # %% ../nbs/28_callbacks.ipynb #b6e4d745
+def precision_so_far(
+    asked: str,     # "float32", ..., or "auto"
+    file: Path,     # a checkpoint, there or not
+) -> str:           # as `asked`
+    "In which precision a training goes on: where it is to be measured, that in which it was cut off, if this machine has it"
+    if asked != "auto": return asked
+    try: before = torch.load(file, weights_only=True, mmap=True).get("precision")
+    except Exception: return asked   # none there, or one that training will refuse itself
+    known = before in ("float32", "bfloat16") or before == "float16" and torch.cuda.is_available()
+    return before if known else asked
+
 @patch
 def _read(self: Checkpoint):
     try: state = torch.load(self.file, weights_only=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE_HINT', 'NO_LOCKS', 'WAITING', 'PACKAGES', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_frames', 'write_json', 'read_json', 'has_locks',
-           'folder_lock', 'default_device', 'digest', 'told_apart', 'file_said', 'git_commit', 'hardware',
+           'folder_lock', 'default_device', 'digest', 'told_apart', 'people_of', 'file_said', 'git_commit', 'hardware',
            'fingerprint', 'cache_dir', 'quiet', 'in_notebook', 'NotebookBar', 'progress', 'Line', 'Stopped',
            'refuse_unknown']
 
@@ -246,6 +246,13 @@ def told_apart(
     "Everyone whom nobody knows as a person of their own, with a number below 0"
     who = np.asarray(who)
     return np.where(who < 0, -np.arange(len(who)) - 1, who)
+
+def people_of(
+    identity,    # (n,) numbers of people, below 0 where unknown; None where a set knows nobody
+    n: int,      # samples
+) -> np.ndarray: # (n,)
+    "Who is on each sample: where nobody is known, each is a person of its own"
+    return np.arange(n) if identity is None else told_apart(identity)
 
 def file_said(
     file: str | Path,

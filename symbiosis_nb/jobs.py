@@ -25,7 +25,7 @@ from .losses import balance_weights
 from .methods import ENLARGED, METHODS, OURS, REGISTERED_IN, VARIANTS, Method, get_method
 import symbiosis_nb.needs.abstraction, symbiosis_nb.needs.boxes, symbiosis_nb.needs.crops, symbiosis_nb.needs.parsing   # every need is known
 from .needs.base import NATIVE, Need, uses_native
-from .recipes import Profile, fine_tuning, make_profile, read_settings
+from .recipes import Profile, batches, fine_tuning, make_profile, read_settings
 from .vocab import BERKELEY, CELEBA, HELEN, WIDER
 
 # %% ../nbs/31f_jobs.ipynb #f7014aa1
@@ -248,9 +248,8 @@ SIZES = dict(CelebA=162_770, LFWA=6_263, WIDER=28_345, Berkeley=4_013)   # train
 
 def _trained(r, samples) -> dict:
     "A recipe on so many samples, as a table shows it"
-    per_epoch = samples//r.bs
-    length = r.iterations or r.epochs*per_epoch
-    return dict(training_samples=samples, batch=r.bs, iterations=length, passes=round(length/per_epoch, 2), ends_when_flat=r.patience or "",
+    steps, _ = r.length_on(samples)
+    return dict(training_samples=samples, batch=r.bs, iterations=steps, passes=round(steps/batches(samples, r.bs), 2), ends_when_flat=r.patience or "",
                 optimizer=r.optimizer, rate=r.lr, schedule=function_name(r.schedule), momentum=r.mom, decay=r.wd,
                 group_rates=r.group_lrs or "", augment=moves_said(r.augment))
 

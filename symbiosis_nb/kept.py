@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'NoWeights', 'whole_file', 'Kept', 'is_finished', 'missing_files', 'labelled',
-           'score', 'Run', 'with_weights', 'answered', 'check_rows', 'check_attributes', 'check_pictures', 'keep',
-           'keep_arrays', 'keep_helper', 'mixed_order', 'mixed_orders', 'in_order', 'nameless', 'keep_small',
-           'rows_said', 'keep_readings', 'kept_rows', 'kept_runs', 'named_again']
+           'score', 'Run', 'region_names', 'with_weights', 'answered', 'check_rows', 'check_attributes',
+           'check_pictures', 'keep', 'keep_arrays', 'keep_helper', 'mixed_order', 'mixed_orders', 'in_order',
+           'nameless', 'keep_small', 'rows_said', 'keep_readings', 'kept_rows', 'kept_runs', 'named_again']
 
 # %% ../nbs/24_kept.ipynb #0c2e7d2c
 import shutil
@@ -25,7 +25,7 @@ from torch import nn
 
 from . import metrics as M
 from .core import DataError, as_path, atomic_write, digest, fingerprint, read_json, told_apart, write_json
-from .vocab import BERKELEY, CELEBA, HELEN, WIDER, AttributeVocab
+from .vocab import BERKELEY, CELEBA, FACE7, HELEN, WIDER, AttributeVocab
 
 # %% ../nbs/24_kept.ipynb #a421bbcf
 class NoWeights(DataError):
@@ -142,7 +142,7 @@ class Run(Kept):
         "Recall, IoU and F1 of every region, of a run that also parses"
         if "parsing_confusions" not in self.arrays: return None
         matrix = self.arrays["parsing_confusions"].sum(0)
-        return M.parsing_frame(matrix, next(v for v in (HELEN.names, self.config["parsing"]["regions"]) if len(v) == len(matrix)))
+        return M.parsing_frame(matrix, region_names(self, len(matrix)))
 
     @property
     def has_weights(self) -> bool:
@@ -161,6 +161,15 @@ class Run(Kept):
         return self.arrays.get("test_identity", self.arrays.get("test_image"))
 
 # %% ../nbs/24_kept.ipynb #e8425967
+def region_names(
+    r: Run,
+    n: int | None = None,  # how many there are; None: as it says itself
+) -> tuple:
+    "The names of the regions a run works with: its parser's, else those of its parsing set, brought to the paper's"
+    if (r.folder/"parser").is_dir(): return tuple(read_json(r.folder/"parser"/"config.json")["regions"])
+    own = tuple(r.config["parsing"]["regions"])
+    return next(names for names in (own, HELEN.names, FACE7.names) if len(names) == (n or r.done["n_regions"]))
+
 def with_weights(
     runs: list,   # `Run`s
 ) -> list:

@@ -75,12 +75,14 @@ def pointing(
     return torch.where(c.sum(2) > 0, hit, torch.nan)
 
 def overlap(where: Tensor, cue: Tensor) -> Tensor:  # (B, NA) in [0, 1]; NaN where there is no cue
-    "Share of the cue among as many strongest places as the cue has (precision at its area)"
+    "Share of the cue among as many strongest places as the cue has (precision at its area); ties share"
     w = F.interpolate(where.float(), cue.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
-    c = cue.flatten(2)
+    c = cue.flatten(2).float()
     n = c.sum(2)
-    found = c.gather(2, w.argsort(2, descending=True)) & (torch.arange(c.shape[2]) < n[..., None])
-    return torch.where(n > 0, found.sum(2)/n.clamp(min=1), torch.nan)
+    weakest = w.sort(2, descending=True).values.gather(2, (n.long() - 1).clamp(min=0)[..., None])   # of those that count
+    above, tie = (w > weakest + 1e-7).float(), ((w - weakest).abs() <= 1e-7).float()
+    found = (above*c).sum(2) + (tie*c).sum(2)*(n - above.sum(2))/tie.sum(2)
+    return torch.where(n > 0, found/n.clamp(min=1), torch.nan)
 
 # %% ../nbs/40_localize.ipynb #fef36466
 def centre_prior(size: tuple, spread: float = .18) -> Tensor:  # (1, 1, H, W)
@@ -105,6 +107,7 @@ def localisation(
         pairs = where[on][:, None], cue[on][:, None]   # pictures that have the attribute: a fifth of all pairs
         values.append(torch.full((*on.shape, 3), torch.nan))
         values[-1][on] = torch.cat([pointing(*pairs), overlap(*pairs), pairs[1].float().mean((2, 3))], 1)
+    if start != len(names): raise DataError(f"{start:,} of {len(names):,} pictures could be read: cues and pictures do not match")
     pointed, overlapped, chance = torch.cat(values).nanmean(0).T.numpy()
     return pd.DataFrame(dict(pointing=pointed, overlap=overlapped, chance=chance, pictures=has.sum(0).numpy()))
 
@@ -208,8 +211,11 @@ def localisation_table(
     if tuple(table.names) != CELEBA.names: raise DataError(f"{table.name}: cues are known for the drawn set's own forty attributes, in their order")
     part = table.take(np.flatnonzero(table.split == "test")[:limit])
     names, labels = [Path(p).name for p in part.paths], true_labels(part)
-    frames = {r.method: localisation(looks(r.folder), unseen(r, table, slice(limit)), seen_cues(cues, margin_of(r)), names, labels)
-              for r in runs if can_look(r)}
+    each = {}   # method -> a frame per seed
+    for r in filter(can_look, runs):
+        frame = localisation(looks(r.folder), unseen(r, table, slice(limit)), seen_cues(cues, margin_of(r)), names, labels)
+        each.setdefault(r.method, []).append(frame)
+    frames = {method: sum(found)/len(found) for method, found in each.items()}
     prior = localisation(None, unseen(runs[0], table, slice(limit)), cues, names, labels)
     local = (prior.chance < .25) & (prior.pictures > 0)   # cues that are a place, not the whole picture
     means = {**{m: (f.pointing[local].mean(), f.overlap[local].mean()) for m, f in frames.items()},

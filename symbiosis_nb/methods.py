@@ -30,7 +30,7 @@ from .models.position import GroupNet, PSENet
 from .models.specific import JointNet
 from .models.symbiotic import SANet
 from .needs.base import Need, get_need
-from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, constant, fine_tuning, hold_then_linear,  # people look for them here
+from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, batches, constant, fine_tuning, hold_then_linear,  # people look for them here
                                   inverse, make_profile, one_cycle, poly, steps)
 from .vocab import BERKELEY, CELEBA, HELEN, WIDER, AttributeVocab
 
@@ -259,7 +259,7 @@ def _as_they_are(config):
 def _hardly_fused(config):
     "BLAN whose fusion weights stay where they begin (blan, 8.1)"
     recipe, rate = config["profile"]["recipe"], config.get("options", {}).get("fusion_lr", 1e-4)
-    steps = recipe.get("iterations") or recipe["epochs"]*(config["counts"]["train"]//recipe["bs"])
+    steps = recipe.get("iterations") or recipe["epochs"]*batches(config["counts"]["train"], recipe["bs"])
     if rate*steps >= 1: return ""   # the paper's: 5
     return f"Scores are fused by little more than their mean: the weights learn at {rate:g}, the paper's rate for some 50,000 steps, in {steps:,}."
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARSING', 'specified', 'beside_print', 'averaged', 'mean_score', 'parsing_gain', 'drawn_scores', 'parsing_by_seed',
-           'parsing_replicates', 'span_row', 'kept_results', 'kept_gains']
+           'span_row', 'kept_results', 'kept_gains']
 
 # %% ../nbs/50b_paper_tables.ipynb #3709026f
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 from . import metrics as M, stats
 from .data.tables import AttributeTable
 from .published import published
-from .report import Card, markdown, over_seeds, own_spelling
+from .report import Card, markdown, own_spelling
 from .runs import Run, joined_cost, mean_arrays, score
 
 # %% ../nbs/50b_paper_tables.ipynb #b98bf91a
@@ -46,7 +46,9 @@ def averaged(
     r = Run(parts[0].folder, method)
     r.config, r.arrays = {**r.config, "method": method, "options": {}}, mean_arrays(parts)
     r.scores, r.log = score(r.arrays, vocab), r.log.iloc[:0]
-    r.done = {**{k: v for k, v in r.done.items() if k != "selected_epoch"}, "cost": joined_cost(parts)}
+    ones = ("selected_epoch", "rising", "parsing")   # of a single network, whatever the others had
+    same = {k: v for k, v in r.done.items() if k not in ones and (k == "fingerprint" or all(p.done.get(k) == v for p in parts))}
+    r.done = {**same, "cost": joined_cost(parts)}
     r.folder = Path(" + ".join(p.folder.name for p in parts))
     return r
 
@@ -88,11 +90,6 @@ def parsing_by_seed(
         for metric, values in drawn_scores(c, weights, regions).items():
             out.setdefault((*cell, metric), {})[seed] = measured[metric], values
     return out
-
-def parsing_replicates(confusions: dict, regions: tuple, replicates: int = 500) -> dict:  # (way, ..., metric) -> (replicates,)
-    "`parsing_by_seed`, over images and seeds"
-    found = parsing_by_seed(confusions, regions, replicates)
-    return {key: over_seeds([drawn for _, drawn in by_seed.values()]) for key, by_seed in found.items()}
 
 def span_row(drawn: np.ndarray, value: float | None = None) -> dict:
     "Percent: a value (or the mean of its replicates) with its 95 % interval"

@@ -212,10 +212,7 @@ def _parts(piece):
 
 def length(piece: Piece) -> tuple:
     "Steps and passes over the training part; of a recipe that may stop early, the most"
-    recipe, n = recipe_of(piece), _parts(piece)[0]
-    per_pass = max(1, n//min(recipe.bs, n))
-    epochs = recipe.epochs_on(per_pass)
-    return (recipe.iterations or epochs*per_pass), epochs
+    return recipe_of(piece).length_on(_parts(piece)[0])
 
 def _left(piece, epochs):
     "Share that is not trained yet"

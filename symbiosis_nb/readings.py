@@ -22,7 +22,6 @@ from torch import Tensor
 
 from . import metrics as M, stats
 from .callbacks import seeded
-from .claims import Mean
 from .core import default_device
 from .data.loaders import Field, attribute_loader
 from .data.pixels import label_store, pixel_store
@@ -34,6 +33,7 @@ from .needs.masks import measured_on, to_regions
 from .predictor import load_model, untrained
 from .runs import Run
 from .sights import sa_atlas
+from .stats import Mean
 from .vocab import HELEN
 
 # %% ../nbs/53_readings.ipynb #ac261cc3

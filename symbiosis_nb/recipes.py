@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'ONE_CYCLE', 'PROFILES', 'one_cycle', 'steps', 'poly', 'inverse',
-           'constant', 'hold_then_linear', 'Recipe', 'Generator', 'Profile', 'read_settings', 'make_profile',
+           'constant', 'hold_then_linear', 'Recipe', 'batches', 'Generator', 'Profile', 'read_settings', 'make_profile',
            'fine_tuning']
 
 # %% ../nbs/26_recipes.ipynb #94ba62d8
@@ -70,6 +70,13 @@ class Recipe:
         "Passes over the training part; the last one may end early (see `iterations`)"
         return self.epochs if self.iterations is None else math.ceil(self.iterations/steps)
 
+    def length_on(self,
+        samples: int,   # of the training part
+    ) -> tuple:         # steps, passes
+        "How long a training is on so many samples; of one that may stop early, the most"
+        steps = batches(samples, self.bs); passes = self.epochs_on(steps)
+        return self.iterations or passes*steps, passes
+
     def stored(self, size: tuple) -> tuple:
         "Height and width of stored pictures, given what the model sees"
         return tuple(round(s*self.margin) for s in size)
@@ -82,6 +89,13 @@ class Recipe:
     def plain(self) -> dict:
         "As JSON takes it"
         return {**{f.name: _plain(getattr(self, f.name)) for f in fields(self)}, "schedule": function_name(self.schedule)}
+
+def batches(
+    samples: int,   # of a training part, above 0
+    bs: int,        # in a batch
+) -> int:
+    "Batches of one pass: the incomplete one is left out; a set smaller than a batch is one"
+    return samples//min(samples, bs)
 
 def _plain(value):
     "A setting without classes: dataclasses become dictionaries, recipes name their schedule"

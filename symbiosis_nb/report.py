@@ -16,15 +16,15 @@ from fastcore.basics import patch
 
 from . import metrics as M, stats
 from .computed import kept_replicates, kept_score
-from .core import DataError, atomic_write, write_frames
+from .core import DataError, atomic_write, told_apart, write_frames
 from .data.tables import AttributeTable
 from .localize import true_labels
 from .methods import METHODS, find_method, printed_set
 from .published import golden, own_spelling
 from .provenance import cost_row, how_made
 from .kept import Run, check_attributes, check_pictures, check_rows, score  # noqa: people look for `score` here
-from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, about_labels, between_seeds, data_kind, joined, kind_of, learnt_from,  # noqa: and for these
-                                  made_how, markdown, opening, over_seeds, p_text, percent, points, precisions, seeds_said, span)
+from .wording import (ALONE, HEADLINE, OFFICIAL, SAYS, about_labels, between_seeds, data_kind, listed, kind_of, learnt_from,  # noqa: and for these
+                                  made_how, markdown, opening, p_text, percent, points, precisions, seeds_said, span)
 
 # %% ../nbs/50_report.ipynb #93ba264d
 @dataclass
@@ -53,7 +53,7 @@ class Card:
     @cached_property
     def weights(self) -> np.ndarray:  # (replicates, N)
         "How frequently each test image is drawn; raises `DataError` where the runs have not the same test images in the same order"
-        check_pictures(self.runs)
+        check_pictures([*self.runs, *self.fine_tuned])
         first = self.runs[0]
         return stats.cluster_weights(first.clusters, len(first.predictions()[0]), self.replicates)
     @cached_property
@@ -62,13 +62,9 @@ class Card:
         return {(r.method, r.config["seed"], name): kept_replicates(r, f, self.weights)
                 for r in self.runs for name, f in HEADLINE.items()}
     @cached_property
-    def drawn(self) -> dict:
-        "(method, seed, metric) -> bootstrap replicates of the mean (R,)"
-        return {key: stats.mean_known(values) for key, values in self.each.items()}
-    @cached_property
-    def drawn_per_image(self) -> dict:
+    def per_image(self) -> dict:
         "(method, seed) -> instance scores as measured, and their bootstrap replicates (R,): each a dictionary by `stats.INSTANCE`"
-        both = lambda r: [stats.bootstrap_instances(*r.predictions(), w) for w in (np.ones((1, self.weights.shape[1])), self.weights)]
+        both = lambda r: [M.instance_scores(*r.predictions(), weight=w) for w in (None, self.weights)]
         return {(r.method, r.config["seed"]): both(r) for r in self.runs}
     @cached_property
     def scored(self) -> dict:
@@ -161,30 +157,28 @@ def reference_rows(self: Card) -> list:
     return [*rows, dict(method="labels before noise (limit)", seeds="", **limit)]
 
 @patch
-def mean_with_interval(self: Card, method: str, metric: str) -> tuple:  # mean over seeds, low, high
-    "One number of a card with its 95 % interval, in shares of one"
-    value = self.frames()[method][metric].mean()
-    drawn = over_seeds([self.drawn[method, r.config["seed"], metric] for r in self.of(method)])
-    return value, *stats.interval(drawn, value)
+def mean(self: Card, method: str, metric: str) -> stats.Mean:
+    "One number of a card, seed by seed, in shares of one; of `HEADLINE` or `stats.INSTANCE`"
+    def one(key):
+        if metric in stats.INSTANCE: return tuple(found[metric] for found in self.per_image[key])
+        return self.scored[("selected", *key)][metric].mean(), stats.mean_known(self.each[(*key, metric)])
+    return stats.Mean({r.config["seed"]: one((method, r.config["seed"])) for r in self.of(method)})
 
 @patch
-def mean_per_image(self: Card, method: str, metric: str) -> tuple:  # as `mean_with_interval`
-    "Instance precision, recall or F1, a key of `stats.INSTANCE`"
-    found = [self.drawn_per_image[method, r.config["seed"]] for r in self.of(method)]
-    value = np.mean([measured[metric] for measured, _ in found])
-    return value, *stats.interval(over_seeds([drawn[metric] for _, drawn in found]), value)
+def mean_with_interval(self: Card, method: str, metric: str) -> tuple:  # mean over seeds, low, high
+    "One number of a card with its 95 % interval, in shares of one"
+    found = self.mean(method, metric)
+    return found.value, *found.interval
 
 @patch
 def score_row(self: Card, method: str) -> dict:
     "One method's row: means, intervals, spread over seeds, instance scores"
     runs = self.of(method); row = dict(method=self.title(method), seeds=len(runs))
     for metric in HEADLINE:
-        value, low, high = self.mean_with_interval(method, metric)
-        by_seed = [self.scored["selected", method, r.config["seed"]][metric].mean() for r in runs]
-        row |= {metric: percent(value), f"{metric} 95 %": span(low, high), **between_seeds(metric, by_seed)}
-    per_image = pd.DataFrame([M.instance_scores(*r.predictions()) for r in runs]).mean()
-    instance = dict(precision=percent(per_image.precision), recall=percent(per_image.recall), F1=percent(per_image.f1))
-    return row | dict(AUROC=percent(self.frames()[method].AUROC.mean())) | instance
+        found = self.mean(method, metric)
+        row |= {metric: percent(found.value), f"{metric} 95 %": span(*found.interval), **between_seeds(metric, [v for v, _ in found.by_seed.values()])}
+    per_image = {name: percent(self.mean(method, name).value) for name in stats.INSTANCE}
+    return row | dict(AUROC=percent(self.frames()[method].AUROC.mean())) | per_image
 
 @patch
 def scores(self: Card) -> pd.DataFrame:
@@ -204,11 +198,9 @@ def printed_cell(self: Card, method: str, g) -> dict:
     fine = [r for r in self.fine_tuned if r.method == method] if balanced else []
     how = "" if not balanced else "fine-tuned with balanced loss" if fine else "not fine-tuned, the paper's is"
     if alone := self.without_celeba(method, g.paper): how = "; ".join(filter(None, (how, ALONE)))
-    ours, low, high = (self.mean_with_interval if g.metric in HEADLINE else self.mean_per_image)(method, g.metric)
-    if fine:
-        ours = np.mean([r.scores[g.metric].mean() for r in fine])
-        drawn = [stats.mean_known(kept_replicates(r, HEADLINE[g.metric], self.weights)) for r in fine]
-        low, high = stats.interval(over_seeds(drawn), ours)
+    one = lambda r: (r.scores[g.metric].mean(), stats.mean_known(kept_replicates(r, HEADLINE[g.metric], self.weights)))
+    mean = stats.Mean({r.config["seed"]: one(r) for r in fine}) if fine else self.mean(method, g.metric)
+    ours, (low, high) = mean.value, mean.interval
     row = dict(method=self.title(method), metric=g.metric, ours=percent(ours), interval=span(low, high), printed=f"{g.value:.{g.digits}f}", how=how,
                where=f"{g.paper}, Table {g.table}" + (f", {g.variant}" if g.variant else ""), misprint=g.misprint)
     if self.kind != "official": return row
@@ -238,16 +230,15 @@ def pairs(self: Card, a: str, b: str) -> list:
     return found
 
 @patch
-def paired(self: Card, a: str, b: str, metric: str = "AP") -> tuple:  # difference, (R,) replicates
-    "Paired difference a - b of the means, over people and seeds (seeds paired where both have the same); in shares of one"
-    seeds = [r.config["seed"] for r, _ in self.pairs(a, b)]
-    mean = lambda m: np.mean([self.scored["selected", m, s][metric].mean() for s in seeds])
-    return mean(a) - mean(b), over_seeds([self.drawn[a, s, metric] - self.drawn[b, s, metric] for s in seeds])
+def paired(self: Card, a: str, b: str, metric: str = "AP") -> stats.Mean:
+    "Paired difference a - b, seed by seed where both have the same; in shares of one; raises `ValueError` when they share none"
+    self.pairs(a, b)   # says which two share none
+    return self.mean(a, metric) - self.mean(b, metric)
 
 @patch
 def difference(self: Card, a: str, b: str, metric: str = "AP") -> dict:  # difference, low, high, smallest_gap, seeds
     "`paired` with its interval and the smallest gap that could have been found; in shares of one"
-    return stats.paired(*self.paired(a, b, metric)) | dict(seeds=len(self.pairs(a, b)))
+    return self.paired(a, b, metric).summary()
 
 # %% ../nbs/50_report.ipynb #f087c383
 COMPARED = ("Paired differences of mean AP in points, with 95 % intervals: above or below where the whole interval is, undecided where "
@@ -288,7 +279,6 @@ def comparisons(self: Card, metric: str = "AP", against: str | None = None) -> p
 # %% ../nbs/50_report.ipynb #e81b80a6
 @patch
 def leaders(self: Card,
-    metric: str = "AP",
     n: int = 5,     # how many of the next
 ) -> pd.DataFrame:  # index "best − other"; difference, low, high (points), standing: "ahead" or "tie"
     "The method with the highest mean AP against each of the next, in points"
@@ -296,8 +286,8 @@ def leaders(self: Card,
     seeds = {m: {r.config["seed"] for r in self.of(m)} for m in self.ranked}
     others = [m for m in others if seeds[m] & seeds[best] and not self.one_run(best, m)][:n]
     if not others: return pd.DataFrame()
-    values, drawn = zip(*(self.paired(best, m, metric) for m in others))
-    low, high = stats.simultaneous(np.array(values), np.stack(drawn, 1))
+    gaps = [self.paired(best, m) for m in others]; values = [g.value for g in gaps]
+    low, high = stats.simultaneous(np.array(values), np.stack([g.drawn for g in gaps], 1))
     says = ["ahead" if stats.standing(l, h) == "above" else "tie" for l, h in zip(low, high)]
     names = [f"{self.title(best)} − {self.title(m)}" for m in others]
     columns = dict(difference=map(points, values), low=map(points, low), high=map(points, high), standing=says)
@@ -314,7 +304,7 @@ def attribute_differences(self: Card,
     for m in (m for m in self.ranked if m != baseline and not self.one_run(m, baseline)):
         seeds = [r.config["seed"] for r, _ in self.pairs(m, baseline)]
         value = sum(self.scored["selected", m, s][metric] - self.scored["selected", baseline, s][metric] for s in seeds)/len(seeds)
-        drawn = over_seeds([self.each[m, s, metric] - self.each[baseline, s, metric] for s in seeds])
+        drawn = stats.over_seeds([self.each[m, s, metric] - self.each[baseline, s, metric] for s in seeds])
         there = value.notna().values
         low, high = stats.simultaneous(value.values[there], drawn[:, there])
         mark = np.zeros(len(names), bool); mark[there] = (low > 0) | (high < 0)
@@ -410,7 +400,7 @@ def protocol(self: Card) -> pd.DataFrame:
     r = self.runs[0]; unknown = 1 - r.predictions()[2].mean()
     rows = {
         "data": self.table.name, "kind": f"{self.kind}. {SAYS[self.kind]}", "split": ", ".join(f"{k} {v:,}" for k, v in self.counts.items()),
-        "people in test": "unknown: images are resampled" if r.identity is None else len(np.unique(r.identity)),
+        "people in test": "unknown: images are resampled" if r.identity is None else len(np.unique(told_apart(r.identity))),
         "unknown labels": f"{unknown:.1%} in test, left out of losses and scores",
         f"{self.samples} left out": r.done.get("bad_images", 0), "digest of the input": r.config["data_digest"], **how_made(self.runs, self.title),
         "notes": "; ".join([*self.used_counts(), *self.table.notes]) or "none"}
@@ -456,7 +446,8 @@ def still_rising(self: Card) -> list:
 def limits(self: Card) -> list:
     "What this run cannot tell"
     kind, seeds, n = self.kind, [len(self.of(m)) for m in self.methods], self.counts["test"]
-    others = [m for m in self.methods if m != self.baseline] if self.baseline in self.methods else []
+    seeds_of = lambda m: {r.config["seed"] for r in self.of(m)}
+    others = [m for m in self.methods if m != self.baseline and seeds_of(m) & seeds_of(self.baseline)]
     gap = max((self.difference(m, self.baseline)["smallest_gap"] for m in others), default=None)
     out = [SAYS[kind]] if kind != "official" else []
     if min(seeds) < 3: out.append(seeds_said(min(seeds), max(seeds)))
@@ -464,7 +455,7 @@ def limits(self: Card) -> list:
     out += about_labels(self.runs[0])
     if gap and not np.isnan(gap): out.append(f"On {n:,} test {self.samples} a true difference in mean AP below about {100*gap:.2f} points {missed}.")
     if rising := self.still_rising():
-        out.append(f"Still rising at the last epoch: {joined(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
+        out.append(f"Still rising at the last epoch: {listed(rising)}. A longer training may give {'it' if len(rising) == 1 else 'them'} more.")
     out += made_how(self.runs)
     out.append(f"Intervals cover the drawing of {self.covers}. They do not cover the choice of trunk, size, schedule or labels.")
     if kind == "synthetic":

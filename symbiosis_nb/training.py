@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .callbacks import Bar, Checkpoint, Clock, Selection, seeded
+from .callbacks import Bar, Checkpoint, Clock, Selection, precision_so_far, seeded
 from .core import DataError, Stopped, default_device, hardware
 from .data.loaders import attribute_loader
 from .inputs import prepare
@@ -161,7 +161,7 @@ def _trained(job, ready, folder):
     dls = ready.dls()
     if job.method.name not in OURS: _check_answer(job, model, dls)
     metrics = [*default_metrics(), *job.need.metrics(ready)]
-    learn = attribute_learner(dls, model, ready.loss, precision=_precision(job), path=folder, metrics=metrics)
+    learn = attribute_learner(dls, model, ready.loss, precision=_precision(job, folder), path=folder, metrics=metrics)
     selection, clock, checkpoint = Selection(_monitor(job)), Clock(), Checkpoint(folder/"checkpoint.pt")
     with distributed(learn), learn.no_bar(), learn.no_logging():
         recipe = p.recipe if selection.monitor else replace(p.recipe, patience=None)   # nothing to wait for
@@ -220,10 +220,11 @@ def _monitor(job):
     if not (job.table.split == "valid").any(): return None
     return "balanced_accuracy" if job.profile.loss == "balanced" else "mAP"
 
-def _precision(job):
-    "The precision that is asked for; a network that is measured as it is answers in the one that it was measured in before"
+def _precision(job, folder):
+    "The precision that is asked for; where it is to be measured, that in which the network was measured, or its training began, before"
     asked, as_it_is = job.profile.precision, job.start is not None and not job.profile.recipe.epochs_on(1)
-    own = Run(job.start).done.get("precision") if as_it_is else None
+    if not as_it_is: return precision_so_far(asked, folder/"checkpoint.pt")
+    own = Run(job.start).done.get("precision")
     return own if asked == "auto" and own in ("float32", "bfloat16") else asked
 
 def _precision_said(learn):

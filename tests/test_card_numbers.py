@@ -10,11 +10,14 @@ import pytest
 import sklearn.metrics as skm
 
 from symbiosis_nb import claims as C, metrics as M, published, stats
-from symbiosis_nb.claims import Ledger, Mean, Scored, judge, kept_ledger, ledger_counts, scored_card
+from symbiosis_nb.claims import Ledger, Scored, judge, kept_ledger, ledger_counts, scored_card
+from symbiosis_nb.core import DataError
 from symbiosis_nb.data.tables import AttributeTable
 from symbiosis_nb.kept import Run, keep, score
+from symbiosis_nb import page  # noqa: what a card says of itself
 from symbiosis_nb.report import Card
 from symbiosis_nb.vocab import CELEBA, AttributeVocab
+from symbiosis_nb.stats import Mean
 
 nan = np.nan
 
@@ -95,7 +98,7 @@ def test_a_difference_is_of_the_seeds_in_common_and_has_its_sign(tmp_path):
     gap = share(rows["a", 0][0], y) - share(rows["b", 0][0], y); d = card.difference("a", "b", "accuracy")
     assert d["difference"] == pytest.approx(gap) and gap > 0 and d["low"] < gap < d["high"] and d["seeds"] == 1
     assert card.comparisons("AP").loc["a − b", "difference in accuracy"] == f"{100*gap:+.2f}"
-    value, low, high = card.mean_with_interval("b", "AP"); drawn = card.drawn["b", 0, "AP"]
+    value, low, high = card.mean_with_interval("b", "AP"); _, drawn = card.mean("b", "AP").by_seed[0]
     np.testing.assert_allclose([low, high], np.percentile(drawn, [2.5, 97.5]) - drawn.mean() + value)   # free of the bootstrap's bias
 
 def test_the_accuracy_test_swaps_people_and_takes_every_seed(tmp_path):
@@ -122,7 +125,7 @@ def test_worse_attributes_are_marked_too(tmp_path):
 @pytest.mark.parametrize("value, inside, gap", [(91.04, "yes", "-1.04"), (91.08, "no", "-1.08"), (88.96, "yes", "+1.04"), (88.9, "no", "+1.10")])
 def test_a_printed_number_stands_for_what_is_rounded_to_it(value, inside, gap):
     g = SimpleNamespace(paper="blan", metric="accuracy", value=value, digits=1, table="3", variant="", misprint="")
-    here = SimpleNamespace(fine_tuned=(), without_celeba=lambda *a: False, mean_with_interval=lambda *a: (.9, .89, .91), title=str, kind="official")
+    here = SimpleNamespace(fine_tuned=(), without_celeba=lambda *a: False, mean=lambda *a: SimpleNamespace(value=.9, interval=(.89, .91)), title=str, kind="official")
     cell = Card.printed_cell(here, "blan", g)
     assert (cell["inside"], cell["difference"], cell["interval"]) == (inside, gap, "[89.00, 91.00]")
 
@@ -138,6 +141,25 @@ def test_unknown_labels_are_left_out_everywhere(tmp_path):
     assert card.scores().loc["a", "precision"] == f"{100*precision:.2f}"
     both = known[:, 0] & known[:, 1]
     assert card.logic().labels.item() == pytest.approx(100*((y[:, 0] == 1) & (y[:, 1] == 1))[both].mean(), abs=.006)
+
+
+def test_fine_tuned_runs_saw_the_same_pictures(tmp_path):
+    y = drawn_labels(); fine = card_of(tmp_path/"fine", {("b", 0): twice(answers(y, 6, 2))}, y).runs
+    fine[0].arrays = {k: v[::-1] if k.startswith("test") else v for k, v in fine[0].arrays.items()}
+    card = card_of(tmp_path/"base", {("b", 0): twice(answers(y, 1, 1))}, y, fine_tuned=tuple(fine))
+    with pytest.raises(DataError, match="not measured on the same pictures"): card.weights
+
+
+def test_limits_of_a_row_without_a_common_seed(tmp_path):
+    y = drawn_labels()
+    card = card_of(tmp_path, {("b", 0): twice(answers(y, 1, 1)), ("a", 1): twice(answers(y, 2, 2))}, y)
+    assert not any("would be missed" in line for line in card.limits())
+
+
+def test_people_whom_nobody_knows_are_one_each(tmp_path):
+    y = drawn_labels(); who = np.where(np.arange(N) < N//2, -1, 5)
+    card = card_of(tmp_path, {("b", 0): twice(answers(y, 1, 1))}, y, who)
+    assert card.protocol().loc["people in test"].item() == N//2 + 1 and f"of {N//2 + 1} people" in card.measured()
 
 
 def test_the_largest_gap_is_the_limit(tmp_path):
@@ -157,8 +179,8 @@ def test_parsing_is_a_mean_over_seeds(tmp_path):
 
 def test_instance_scores_are_drawn_over_seeds_too(tmp_path):
     y = drawn_labels(); rows = {("a", k): twice(answers(y, g, k)) for k, g in enumerate((9, .1))}
-    value, low, high = card_of(tmp_path, rows, y).mean_per_image("a", "F1")
-    each = [M.instance_scores(s, y)["f1"] for s, _ in rows.values()]
+    value, low, high = card_of(tmp_path, rows, y).mean_with_interval("a", "F1")
+    each = [M.instance_scores(s, y)["F1"] for s, _ in rows.values()]
     assert value == pytest.approx(np.mean(each)) and high - low > .9*(max(each) - min(each))   # both seeds the same one: a quarter of the replicates each
 
 def test_the_fine_tuned_interval_is_its_own(tmp_path):

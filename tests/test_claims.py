@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from symbiosis_nb import metrics, published, stats
-from symbiosis_nb.claims import (AS_EQUAL, NEEDS, NOT_TESTED, Ledger, Mean, Scored, cannot_ask, claims_across, coverage, judge, kept_difference, kept_ledger, ledger_counts, order_of,
+from symbiosis_nb.claims import (AS_EQUAL, NEEDS, NOT_TESTED, Ledger, Scored, cannot_ask, claims_across, coverage, judge, kept_difference, kept_ledger, ledger_counts, order_of,
                                  run_differs)
 from helpers import picture_table
 from symbiosis_nb.jobs import departures, make_job
@@ -17,6 +17,7 @@ from symbiosis_nb.kept import kept_runs
 from symbiosis_nb.methods import PSE_SE, get_method
 from symbiosis_nb.recipes import fine_tuning
 from symbiosis_nb.claims import tested_in as notebooks_that_test
+from symbiosis_nb.stats import Mean
 from symbiosis_nb.vocab import CELEBA
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def test_instance_scores_of_repeated_images(case, metric):
     predictions, who = case
     scored = Scored(predictions, NAMES, who, replicates=5)
     found = scored(metric)["a"].by_seed[0]
-    plain = lambda parts: metrics.instance_scores(*parts)[metric.lower()]
+    plain = lambda parts: metrics.instance_scores(*parts)[metric]
     assert found[0] == pytest.approx(plain(predictions["a", 0]))
     for w, value in zip(scored.weights, found[1]): assert value == pytest.approx(plain([p.repeat(w, 0) for p in predictions["a", 0]]))
 

@@ -9,6 +9,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from helpers import picture_table
+from symbiosis_nb import learner
 from symbiosis_nb.callbacks import Checkpoint
 from symbiosis_nb.core import DataError
 from symbiosis_nb.jobs import job_of, make_job
@@ -118,6 +119,17 @@ def test_resumed_says_so_and_costs_what_it_cost(smoke, interrupted):
     r = smoke(epochs=4)
     assert r.news == r.done["news"] == "resumed after epoch 3" and whole.done["news"] == "trained"
     assert r.done["cost"]["epochs_timed"] == whole.done["cost"]["epochs_timed"] == 4
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_in(table, tmp_path, interrupted, monkeypatch):
+    "On the next machine the other one may be faster: half a run in each would be neither's numbers"
+    faster = lambda p: monkeypatch.setattr(learner, "measured_precision", lambda *a, **k: (p, {}))
+    whole = lambda p, out, **more: run("avg_pool", table, "smoke", out=tmp_path/out, precision=p, epochs=3, **more)
+    faster("bfloat16"); interrupted(2)
+    with pytest.raises(KeyboardInterrupt): whole("auto", "auto")
+    faster("float32"); r = whole("auto", "auto")
+    assert r.news == "resumed after epoch 2" and r.done["precision"] == "bfloat16"
+    assert np.array_equal(r.arrays["test_last"], whole("bfloat16", "fixed").arrays["test_last"])
 
 
 def test_who_is_stopped_is_told_how_to_go_on(smoke, interrupted, monkeypatch):

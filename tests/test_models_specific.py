@@ -15,6 +15,7 @@ from symbiosis_nb.data import crops
 from symbiosis_nb.data.loaders import Augment, Field, transform
 from symbiosis_nb.data.sources import open_faces
 from symbiosis_nb.data.loaders import PATCHES
+from symbiosis_nb.data.parts import held_out
 from symbiosis_nb.inputs import NO_FACE, detected_faces, limit_table, resolve, square
 from symbiosis_nb.jobs import Job, job_of
 from symbiosis_nb.learner import Checkpoint, attribute_learner, split_groups
@@ -233,6 +234,14 @@ def test_search_takes_the_best_crop_on_validation(data):
     tried = [t for t in tried if t.config["attributes"] == ["Male"] and t.config.get("start") == r.done["joint"] and len(t.config["options"]) <= 1]
     own = {t.config["options"].get("scheme", "a"): combine.valid_score(t) for t in tried}
     assert len(own) == 8 and own[r.done["crops"]["Male"]] == max(own.values())
+    seconds = [t.done["cost"]["training_seconds"] for t in [*tried, Run(out/r.done["joint"])]]
+    assert r.done["cost"]["training_seconds"] == pytest.approx(sum(seconds)), "all that was trained for it, not the winner alone"
+
+
+def test_a_search_without_a_validation_part_is_refused(data):
+    table, _ = data
+    with pytest.raises(DataError, match="best on validation, and .* has no validation part"):
+        smoke("g2s_13", (held_out(table, 0.), data[1]), attributes=("Male",), options=dict(schemes="search"))
 
 
 @pytest.mark.slow

@@ -52,6 +52,18 @@ def test_accuracy_gain_is_a_share_of_the_known_labels():
     close(stats.accuracy_gain(a, b, np.ones((1, 4)), np.zeros((1, 4))), [0])
 
 
+def test_what_is_tested_of_accuracy_is_the_difference_that_is_shown():
+    "With unknown labels a mean over attributes is no mean over images: one image alone knows the second attribute, and it decides half"
+    a, b, y = np.array([[1., 1.]]*4), np.array([[1., -1.], [-1., 1.], [1., 1.], [1., 1.]]), np.ones((4, 2))
+    known = np.array([[1, 1], [1, 0], [1, 0], [1, 0]])
+    gain = stats.accuracy_gain(a, b, y, known)
+    close(gain, [2, .5, 0, 0]); assert gain.mean() == .5*(1 + .25)   # 4/1 and 4/4 of an image, over two attributes
+    rng = np.random.default_rng(0)
+    a, b, y, known = rng.normal(size=(50, 6)), rng.normal(size=(50, 6)), rng.integers(0, 2, (50, 6)), rng.random((50, 6)) < .4
+    known[:, 5] = False
+    close(stats.accuracy_gain(a, b, y, known).mean(), np.nanmean(M.accuracy(a, y, known) - M.accuracy(b, y, known)))
+
+
 def test_the_permutation_test_turns_people_not_images():
     "Eight people of four images: 2**8 signs, counted out. By images the same gains would be p = 2**-31"
     gain, who = np.ones(32), np.repeat(np.arange(8), 4)
@@ -153,6 +165,7 @@ def test_instance_scores_are_scikit_learns_where_all_is_known():
     close([found["precision"], found["recall"]], skm.precision_recall_fscore_support(y[some], said[some], average="samples", zero_division=0)[:2])
     two = M.instance_scores([[1., -1], [-1, -1], [1, 1]], [[1, 1], [1, 0], [0, 0]])
     close([two["precision"], two["recall"]], [(1 + 0)/2, (.5 + 0)/2])
+    close(two["F1"], M.f1(two["precision"], two["recall"])); assert M.f1(0., 0.) == 0
     unknown = M.instance_scores([[1., 1]], [[1, 0]], [[1, 0]])           # the wrong answer is to a label that nobody knows
     close([unknown["precision"], unknown["recall"]], [1, 1])
 

@@ -1,6 +1,8 @@
 "What once gave wrong numbers without a word: each fault as it was found, and what is right."
 import math
 import os
+import zipfile
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,15 +12,18 @@ import pytest
 import torch
 from torch import nn
 
+import matplotlib.pyplot as plt
 from helpers import picture_table
 from PIL import Image
+from symbiosis_nb import metrics as M, sights
 from symbiosis_nb.callbacks import Selection
-from symbiosis_nb.claims import Ledger, Mean, judge, kept_difference
+from symbiosis_nb.claims import Ledger, judge, kept_difference
 from symbiosis_nb.code import code_digest, source_digest
-from symbiosis_nb.combine import gather_columns, mean_arrays
+from symbiosis_nb.combine import gather_columns, mean_arrays, mean_logits
 from symbiosis_nb.core import DataError, file_said, told_apart, write_json
 from symbiosis_nb.data.aligned import aligned
 from symbiosis_nb.data.crops import NO_FACES, Faces
+from symbiosis_nb.data.files import list_images
 from symbiosis_nb.data.official import celebamask_hq, lapa
 from symbiosis_nb.data.own import parsing_from_folders, table_from_csv, table_from_parquet
 from symbiosis_nb.data.parts import held_out
@@ -27,16 +32,17 @@ from symbiosis_nb.data.pixels import SizedStore, array_store, label_store, pixel
 from symbiosis_nb.data.protocols import cross, enlarge, fewer, resplit
 from symbiosis_nb.data.tables import ParsingTable, relabel
 from symbiosis_nb.jobs import make_job, resolve, weights_for
-from symbiosis_nb.kept import Run, check_pictures, check_rows, keep, keep_small, kept_runs, named_again, nameless
-from symbiosis_nb.localize import last_maps, unseen
+from symbiosis_nb.kept import Run, check_pictures, check_rows, keep, keep_small, kept_runs, named_again, nameless, region_names
+from symbiosis_nb.localize import last_maps, localisation, overlap, unseen
 from symbiosis_nb.methods import METHODS, family, get_method
+from symbiosis_nb.paper_tables import averaged
 from symbiosis_nb.readings import locality, masks_seen, per_classifier
 from symbiosis_nb.recipes import make_profile
 from symbiosis_nb.report import write_frames
 from symbiosis_nb.runs import run
 from symbiosis_nb.needs.boxes import box_masks
 from symbiosis_nb.needs.crops import detected_faces, face_view
-from symbiosis_nb.stats import cluster_weights
+from symbiosis_nb.stats import Mean, cluster_weights
 from symbiosis_nb.vocab import HELEN, LAPA, AttributeVocab, RegionVocab
 
 torch.set_num_threads(1)
@@ -209,7 +215,99 @@ def test_a_broken_picture_that_was_left_out_stops_no_reading(table, tmp_path):
     assert len(locality(r, table)) == table.counts()["test"] - 1 == sum(len(b[0]) for b in unseen(r, table))
 
 
+def test_a_parsing_network_is_not_validated_on_its_training_part(table, regions, tmp_path):
+    r = run("sa", held_out(table, 0.), "smoke", out=tmp_path, parsing=regions({"hair": (255, 0, 0), "skin": (0, 0, 255)}), precision="float32")
+    assert "selected_epoch" not in r.done and r.log.mAP.isna().all() and r.log.valid_loss.isna().all() and r.log.train_loss.notna().all()
+
+
+def test_a_row_that_averages_parses_nothing(table, regions, tmp_path):
+    "Only what holds of all its networks is said of it"
+    parsing = regions({"hair": (255, 0, 0), "skin": (0, 0, 255)})
+    parts = [run("sa", table, "smoke", seed, tmp_path, parsing, precision="float32", epochs=2) for seed in (0, 1)]
+    parts[1].done["rising"] = not parts[0].done["rising"]
+    both = averaged(parts, "sa_twice", table.vocab)
+    assert not {"parsing", "rising", "selected_epoch"} & set(both.done) and both.regions is None and parts[0].regions is not None
+    assert both.done["precision"] == "float32" and both.done["cost"]["parameters"] == 2*parts[0].done["cost"]["parameters"]
+
+
+def test_regions_go_by_the_names_of_their_own_set(tmp_path):
+    "Eleven parts of one's own are not Helen's"
+    names = [f"part {i}" for i in range(11)]
+    r = a_run(tmp_path/"mine-0", parsing=dict(name="mine", regions=names))
+    r.arrays["parsing_confusions"], r.done["n_regions"] = np.ones((2, 11, 11), int), 11
+    assert r.regions.index.tolist() == names == list(region_names(r))
+
+
+def test_every_network_sees_the_picture_in_its_own_size(table, tmp_path, monkeypatch):
+    seen = []
+    def look(folder): return lambda x: seen.append((Path(folder).name.split("-")[0], tuple(x.shape[-2:]))) or torch.rand(len(x), 40, 3, 3)
+    monkeypatch.setattr(sights, "looks", look)
+    shapes = dict(avg_pool=(40, 32), spp_net=(64, 48))
+    runs = [run(m, table, "smoke", out=tmp_path, precision="float32", size=size) for m, size in shapes.items()]
+    sights.where_sheet(runs, table); assert dict(seen) == shapes
+    monkeypatch.setattr(sights, "last_maps", lambda folder, x: look(folder)(x))
+    sights.top_activations(*runs, table); assert dict(seen[2:]) == shapes
+    plt.close("all")
+
+
+def test_places_that_tie_share():
+    "A flat map is right by chance, wherever its cue lies; without ties as sorting has it"
+    cue = torch.zeros(1, 1, 4, 5, dtype=torch.bool); cue[..., :2] = True
+    for where in (torch.zeros(1, 1, 4, 5), torch.ones(1, 1, 2, 2)): assert overlap(where, cue).item() == pytest.approx(.4)
+    where = torch.zeros(1, 1, 4, 5); where[..., 0] = 1   # half of the eight places are surely right, four of sixteen others are
+    assert overlap(where, cue).item() == pytest.approx((4 + 4*4/16)/8)
+    where, cue = torch.rand(3, 2, 6, 5), torch.rand(3, 2, 6, 5) > .7
+    best = [[set(w.flatten().argsort(descending=True)[:c.sum()].tolist()) for w, c in zip(*pair)] for pair in zip(where, cue)]
+    by_hand = [[len(b & set(c.flatten().nonzero().flatten().tolist()))/c.sum().item() for b, c in zip(*pair)] for pair in zip(best, cue)]
+    np.testing.assert_allclose(overlap(where, cue).numpy(), by_hand, rtol=1e-6)
+
+
+def test_cues_of_other_pictures_are_refused():
+    "One picture could not be read: every later one would be asked for its neighbour's cue"
+    class Cues:
+        def __getitem__(self, names): return np.ones((len(names), 2, 4, 4), bool)
+    with pytest.raises(DataError, match="3 of 4 pictures could be read"):
+        localisation(None, [(torch.zeros(3, 3, 4, 4), None)], Cues(), ["a", "b", "c", "d"], np.ones((4, 2)))
+
+
+def test_sure_networks_stay_as_sure():
+    "A clip at 1e-7 made one score of everything beyond 16"
+    x = np.array([[-60., 0, 17, 18, 40]])
+    np.testing.assert_allclose(mean_logits([x, x]), x, atol=1e-12)
+    assert (np.diff(mean_logits([x, x + 1])) > 0).all()
+    p = lambda v: 1/(1 + np.exp(-v)); y = np.array([[1., -2, 0, .5, -.5]])
+    np.testing.assert_allclose(p(mean_logits([x, y])), (p(x) + p(y))/2)
+
+
+def test_infinite_scores_tie_too():
+    "AP of log(0) does not depend on the order of the rows"
+    y = np.array([[1], [0], [1], [0]]); s = np.array([[np.inf], [np.inf], [0], [-np.inf]])
+    assert {float(M.average_precision(s[p], y[p])[0]) for p in map(list, permutations(range(4)))} == {.5*(1/2) + .5*(2/3)}
+
+
+def test_a_claim_that_is_asked_twice_counts_once(tmp_path):
+    ledger = Ledger("pse", "a set", tmp_path); mean = Mean({0: (.1, .1 + np.linspace(-.01, .01, 100))})
+    for value in ("less", "more"): ledger.fact("pse-08", True, value, "more"); ledger.own({"AP": [("a − b", mean)]})
+    assert [r["parts"] for r in ledger.rows] == ["more"] and len(ledger.others) == 1
+    ledger.fact("pse-08", True, "more", "more", data="another set"); assert len(ledger.rows) == 2
+    assert len(pd.read_csv(tmp_path/"claims.csv")) == 2 and len(pd.read_csv(tmp_path/"own_comparisons.csv")) == 1
+
+
+def test_what_nobody_answered_does_not_hold():
+    ledger = Ledger("pse", "a set"); said = lambda holds: ledger.fact("pse-08", holds, "", "").verdict.item()
+    assert [said(h) for h in (True, [True, False], [False], np.nan, [True, np.nan])] == [
+        "holds", "cannot tell: seeds differ", "does not hold", "cannot tell: not defined here", "cannot tell: not defined here"]
+    with pytest.raises(ValueError, match="one per seed"): said([])
+
+
 # pictures and labels
+
+def test_two_pictures_of_one_name_in_an_archive_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path/"img.zip", "w") as z:
+        for folder in ("aligned", "whole"): z.writestr(f"{folder}/1.jpg", b"")
+    with pytest.raises(DataError, match="holds 1.jpg twice, in aligned and in whole"): list_images(tmp_path/"img.zip")
+    assert set(list_images(tmp_path/"img.zip", deep=True)) == {"aligned/1.jpg", "whole/1.jpg"}
+
 
 @pytest.fixture
 def regions(tmp_path):

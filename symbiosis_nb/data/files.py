@@ -315,7 +315,12 @@ def list_images(
     "All images of a folder or archive, from one listing; a doubled folder (Kaggle) is entered, leftovers of tools are not"
     if place.is_file():
         inside = [n for n in _zip_names(place) if is_image(n) and not any(map(is_leftover, n.split("/")))]
-        return {n if deep else n.rsplit("/", 1)[-1]: Path(f"{place}/{n}") for n in inside}
+        found = {}
+        for n in inside:
+            name = n if deep else n.rsplit("/", 1)[-1]
+            if name in found: raise DataError(f"{place} holds {name} twice, in {found[name].parent.name} and in {Path(n).parent}: unpack it and name one of these folders")
+            found[name] = Path(f"{place}/{n}")
+        return found
     if deep: return {full[len(str(place)) + 1:].replace("\\", "/"): Path(full) for full in _walk_images(place)}
     entries = scan_folder(place)
     found = {e.name: Path(e.path) for e in entries if is_image(e.name)}

@@ -433,7 +433,7 @@ def mixed_dls(
     ok: np.ndarray | None = None,
     **kwargs,
 ) -> DataLoaders:
-    "Training and validation loaders of both tasks; a set without a validation part is validated on its training part"
+    "Training and validation loaders of both tasks; a set without a validation part shows its training part in place of it"
     def one(split, train):
         p_split, a_split = (split if (t.split == split).any() else "train" for t in (parsing, table))
         p = parsing_loader(parsing, [parsing_image], labels, p_split, bs, augment if train else None, train, **kwargs)
@@ -442,7 +442,9 @@ def mixed_dls(
         dl = MixedDL(a.dataset, a.fields, p, augment=a.augment, vocab=table.vocab, **how)
         dl.n_inp, dl.shows = 1, a.shows
         return dl
-    return DataLoaders(one("train", True), one("valid", False))
+    dls = DataLoaders(one("train", True), one("valid", False))
+    dls.validates = bool((table.split == "valid").any())   # as `attribute_dls`
+    return dls
 
 # %% ../../nbs/07_data.loaders.ipynb #39bc11c9
 def _pictures(x, n, cols, below=0.):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, progress, told_apart
+from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, people_of, progress
 from .pictures import Opener
 from .tables import AttributeTable, refuse_enlarged
 
@@ -30,7 +30,7 @@ def resplit(
     if by not in ("image", "person"): raise ValueError(f"by is 'image' or 'person', not {by!r}")
     if by == "person" and table.identity is None: raise DataError(f"{table.name} has no identities: split it by='image'")
     refuse_enlarged(table)
-    unit = np.arange(len(table)) if by == "image" else np.unique(told_apart(table.identity), return_inverse=True)[1]
+    unit = np.unique(people_of(None if by == "image" else table.identity, len(table)), return_inverse=True)[1]
     place = np.random.default_rng(seed).permutation(unit.max() + 1)[unit]/(unit.max() + 1)   # from 0 to below 1, the same for all of a unit
     split = np.where(place < train, "train", np.where(place > 1 - test - 1e-9, "test", "valid"))   # 1 - .7 is a little above .3
     name, note = f"{table.name}, {round(100*train)}:{round(100*test)} by {by}", f"split anew by {by}, seed {seed}"
@@ -45,12 +45,12 @@ def cross(
     "Training and validation of one set with the test part of another, opened by one rule; raises `DataError` for different attributes, and for boxes beside none"
     if source.names != target.names: raise DataError(f"{source.name} and {target.name} have different attributes")
     a, b = source.take(slice(None) if all_of_it else source.split != "test"), target.take(target.split == "test")
-    ids = lambda t: np.arange(len(t)) if t.identity is None else told_apart(t.identity)
     one_set = source.name == target.name and source.identity is not None and target.identity is not None
     folders = [{Path(p).parent for p in t.paths} for t in (source, target)]
     one_set = one_set and folders[0] == folders[1]   # two parts of it: the same numbers are the same people
-    apart = [np.unique(ids(a), return_inverse=True)[1], np.unique(ids(b), return_inverse=True)[1] + len(a)]
-    people = np.unique(told_apart(np.concatenate([a.identity, b.identity])), return_inverse=True)[1] if one_set else np.concatenate(apart)
+    numbered = lambda identity, n: np.unique(people_of(identity, n), return_inverse=True)[1]
+    people = (numbered(np.concatenate([a.identity, b.identity]), len(a) + len(b)) if one_set
+              else np.concatenate([numbered(a.identity, len(a)), numbered(b.identity, len(b)) + len(a)]))
     stack = lambda key: np.concatenate([getattr(a, key), getattr(b, key)])
     split = np.concatenate([np.where(a.split == "test", "train", a.split), b.split])
     opener = Opener(source.exif or target.exif, source.background)   # landmarks stay behind
@@ -73,7 +73,7 @@ def fewer(
     "The table with a random share of its training people; raises `ValueError` for a share not above 0 and at most 100"
     if not 0 < percent <= 100: raise ValueError(f"percent of the training people must be above 0 and at most 100, not {percent}")
     train = table.split == "train"
-    who = np.arange(len(table)) if table.identity is None else told_apart(table.identity)
+    who = people_of(table.identity, len(table))
     people = np.unique(who[train])
     kept = np.random.default_rng(seed).permutation(people)[:max(1, round(len(people)*percent/100))]
     few = table.take(~train | np.isin(who, kept))

@@ -27,7 +27,7 @@ from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
 from ..data.pixels import DRAWN, WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable
 from ..kept import Kept, is_finished, keep
-from ..callbacks import seeded
+from ..callbacks import precision_so_far, seeded
 from ..learner import Checkpoint, Sheet, adversarial_learner, epoch_log, half_l1
 from ..models.abstraction import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, abstraction_image, init_gan, recovered_regions
 from ..models.adversarial import Adversary
@@ -229,7 +229,8 @@ def _train_seeded(table, profile, config, folder):
     g, fields = profile.generator, pair_fields(table, config)
     dls = _pair_dls(table, fields, g.recipe)
     model = Adversary(make_generator(config), init_gan(MultiscaleDiscriminator(g.ndf, g.n_scales))).to(default_device())
-    learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, g.matching, path=folder, precision=profile.precision)
+    learn = adversarial_learner(dls, model, g.gan, g.perceptual, g.pixel, g.matching, path=folder,
+                                precision=precision_so_far(profile.precision, folder/"checkpoint.pt"))
     learn.validates = bool((table.split == "valid").any())
     with learn.no_bar(), learn.no_logging():
         learn.fit_recipe(g.recipe, cbs=[Sheet(folder/"progress.png"), Checkpoint(folder/"checkpoint.pt")])

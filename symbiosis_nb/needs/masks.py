@@ -22,7 +22,7 @@ from ..data.loaders import Field, normalize, parsing_loader
 from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store
 from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
-from ..callbacks import seeded
+from ..callbacks import precision_so_far, seeded
 from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
 from ..models.backbones import backbone
 from ..models.pooling import fit_masks
@@ -133,7 +133,8 @@ def _train_parser(table, profile, config, weights, folder):
 def _train_seeded(table, profile, config, weights, folder):
     recipe, (image, labels) = profile.parser_recipe, parsing_fields(table, profile.size)
     net = PARSERS[profile.parser](len(table.regions), {**config, "weights": weights}).to(default_device())
-    learn = parsing_learner(_parsing_dls(table, image, labels, recipe), net, len(table.regions), path=folder, precision=profile.precision)
+    learn = parsing_learner(_parsing_dls(table, image, labels, recipe), net, len(table.regions), path=folder,
+                            precision=precision_so_far(profile.precision, folder/"checkpoint.pt"))
     learn.validates = bool((table.split == "valid").any())
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(recipe, cbs=[Checkpoint(folder/"checkpoint.pt")])
     held_out = measured_on(table.split)

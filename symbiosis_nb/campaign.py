@@ -97,10 +97,23 @@ def check(
     "The methods asked for; raises `ValueError` or `DataError`, one sentence, for everything that would stop a run, or spoil its numbers, later"
     given = {k: v for k, v in given.items() if not callable(v)}   # a notebook has functions of these names too
     for name, value in given.items(): _check_value(name, value)
-    names = named(given["methods"] if methods is None else methods, METHODS if methods is None else {**METHODS, **VARIANTS})
+    asked = given["methods"] if methods is None else methods
+    names = named(asked, METHODS if methods is None else {**METHODS, **VARIANTS})
+    if words(asked) == ["all"]: names = _all_but(names, roots)
     for name in names: _check_start(name, given)
     if roots: _check_tables([get_method(p) for n in names for p in get_method(n).parts or (n,)], roots)
     return names
+
+_MARKS = "list_landmarks_align_celeba.txt, beside the attributes, has them"   # aligned pictures; the original ones have list_landmarks_celeba.txt
+
+def _without_landmarks(roots): return next((t for t in roots.values() if isinstance(t, AttributeTable) and t.landmarks is None), None)
+
+def _all_but(names, roots):
+    "Of all methods those that the data allow; prints which are left out"
+    table, boxes = _without_landmarks(roots), [n for n in names if get_method(n).needs == "boxes"]
+    if table is None or not boxes: return names
+    print(f"left out of all methods: {', '.join(boxes)}: {table.name} has no landmarks ({_MARKS})")
+    return [n for n in names if n not in boxes]
 
 def _check_start(name, given):
     "Weights: there, and given where the paper's are a file that no package brings"
@@ -115,8 +128,8 @@ def _check_tables(methods, roots):
     parse = [m.name for m in methods if m.need.parses]
     for t, part in ((t, part) for t in tables.values() for part in ("train", "test")):
         if not t.counts()[part]: raise DataError(f"{t.name} has no {part} part: is its list of parts (list_eval_partition.txt, indices_train_test.mat) the whole one?")
-    for t in tables.values():
-        if t.landmarks is None and any(m.needs == "boxes" for m in methods): raise DataError(f"bbox needs landmarks, {t.name} has none: leave it out of methods")
+    boxes = [m.name for m in methods if m.needs == "boxes"]
+    if boxes and (t := _without_landmarks(roots)): raise DataError(f"{', '.join(boxes)} needs landmarks, {t.name} has none: {_MARKS}; or leave it out of methods")
     others = {k: t for k, t in roots.items() if k not in tables and t is not None}
     if parse and tables and not others: raise DataError(f"{', '.join(parse)}: regions are learnt from a parsing set, and there is none: pass parsing_root")
     for t in others.values():

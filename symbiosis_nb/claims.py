@@ -366,7 +366,11 @@ def _kept(path: Path) -> pd.DataFrame:
     frame = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False)
     name, _, on = path.parent.name.rpartition("_")
     of_lfwa = frame.data.str.startswith("LFWA") & (on == "46k")   # a report of both sets, its claim of LFWA's official part
-    return frame.assign(report=path.parent.name, measured_on=np.where(of_lfwa, "official", on if name else "machine"))
+    measured_on = pd.Series(np.where(of_lfwa, "official", on if name else "cost"), frame.index)
+    trunk = frame.differs.str.extract(r"trunk (\S+) in place")[0]
+    if on in ("46k", "official") and trunk.notna().any():   # on both networks
+        measured_on += np.where(trunk.fillna(trunk.mode()[0]) == "small", ", small", ", pretrained")
+    return frame.assign(report=path.parent.name, measured_on=measured_on)
 
 def kept_ledger(
     root: str | Path,    # folder of kept reports, each a folder that ends in what it was measured on: "..._synthetic", "..._sample"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcore.basics import patch
-from .checks import check_crops, check_data, check_options, check_settings, check_tables, own_networks
+from .checks import check_crops, check_data, check_options, check_settings, check_tables, check_used, own_networks
 from .code import code_digest, function_name, own_digest
 from .core import DataError, as_path, digest, file_said
 from .data.columns import plain_size
@@ -190,8 +190,10 @@ def make_job(
 ) -> Job:
     "A job with nothing left open; raises `ValueError` for an unknown method, profile or setting"
     check_tables(table, where.get("parsing"))
-    check_settings(read_settings(profile.strip().partition(" ")[2]) | (overrides or {}), seed, where.get("on_bad", "raise"), where.get("start") is not None)
+    settings = read_settings(profile.strip().partition(" ")[2]) | (overrides or {})
+    check_settings(settings, seed, where.get("on_bad", "raise"), where.get("start") is not None)
     m, asked = get_method(method).on(table.name), make_profile(profile, **(overrides or {}))
+    check_used(m, settings)
     p = resolve(asked, m)
     twin = get_method(m.same_as).on(table.name) if m.same_as else None
     asked_options, options = options or {}, {**job_options(p, m, table), **(options or {})}
@@ -336,8 +338,8 @@ def check_beside(
             raise DataError(f"{m.name} needs landmarks, and {table.name} has none: put CelebA's list of landmarks beside the attributes, name ten columns of "
                             "your own (table_from_csv(..., landmarks=...)), or leave it out")
         if m.need.parses and parsing is None:
-            raise DataError(f"method {m.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...), your own (parsing_from_folders) or, without "
-                            "data, the synthetic one (make_parsing)")
+            raise DataError(f"method {m.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...), or your own (parsing_from_folders); "
+                            "for drawn faces, the drawn one: open_parsing()")
         if m.needs == "abstraction" and not _has_helens_regions(parsing.regions):
             raise DataError(f"{m.name} draws from Helen's eleven regions, and {parsing.name} has others ({', '.join(parsing.regions.names[:4])}, ...): "
                             "pass Helen, LaPa or CelebAMask-HQ, or your own with regions=HELEN")

@@ -106,6 +106,13 @@ def _refuse_nan(logits, names, split):
     if lost: raise DataError(f"the {split} logits of {', '.join(lost[:5])}{more} are not finite: there is nothing to score")
 
 # %% ../nbs/24_kept.ipynb #d086056a
+def _no_run(folder, missing):
+    "Why a folder is no finished run, and what to do"
+    if not folder.is_dir(): return f"is not there: is it the folder that `run` gave (run(...).folder)?"
+    runs = sorted(p.parent.name for p in folder.glob("*/done.json"))
+    if runs: return f"is a folder of runs, not a run: name one of {', '.join(runs[:3])}{', ...' if len(runs) > 3 else ''}"
+    return f"is not a finished run ({', '.join(missing)} missing): call `run` again to finish it"
+
 @dataclass
 class Run(Kept):
     "A finished run; raises `DataError` for a folder that is not one"
@@ -114,8 +121,7 @@ class Run(Kept):
 
     def __post_init__(self):
         super().__post_init__()
-        if missing := missing_files(self.folder, FILES):
-            raise DataError(f"{self.folder} is not a finished run ({', '.join(missing)} missing): call `run` again to finish it")
+        if missing := missing_files(self.folder, FILES): raise DataError(f"{self.folder} {_no_run(self.folder, missing)}")
         self.method = self.method or self.config["method"]
 
     @cached_property
@@ -196,6 +202,7 @@ def check_rows(
 ):
     "Raise `DataError` where a method has a seed twice, or seeds that were trained differently"
     if not runs: raise DataError("there is no run to show: the list is empty")
+    if other := [r for r in runs if not isinstance(r, Run)]: raise DataError(f"{other[0]!r:.60} is a {type(other[0]).__name__}, not a Run: Run(folder) opens a finished one")
     rows = {}   # method -> its runs so far
     for r in runs:
         before = rows.setdefault(r.method, [])
@@ -217,8 +224,11 @@ def check_attributes(
     runs: list,   # `Run`s
     table,        # an `AttributeTable`
 ):
-    "Raise `DataError` for a run that answers for other attributes than the table has, or for the same in another order"
+    "Raise `DataError` for a run that was measured on pictures of another set, that answers for other attributes than the table has, or for the same in another order"
+    there = {Path(table.paths[i]).name for i in np.flatnonzero(table.split == "test")}
     for r in runs:
+        if not there.issuperset(r.arrays.get("test_names", np.array([])).tolist()):   # a small copy has no names
+            raise DataError(f"{r.folder} was measured on pictures of {r.config['data']} that are not in the test part of {table.name}: give the table it was trained on")
         if list(r.config["attributes"]) != list(table.names):
             theirs, own = (", ".join(names[:3]) for names in (r.config["attributes"], table.names))
             raise DataError(f"{r.folder} answers for {theirs}, ..., and {table.name} has {own}, ...: give the table it was trained on")
@@ -231,8 +241,9 @@ def check_pictures(
     first, same = runs[0], lambda a, b: (a is None) == (b is None) and (a is None or np.array_equal(numbered(a), numbered(b)))
     for r in runs[1:]:
         if np.array_equal(r.arrays["test_targets"], first.arrays["test_targets"], equal_nan=True) and same(r.clusters, first.clusters): continue
-        raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; "
-                        "a kept copy is brought to the order of your data set by campaign.adopt")
+        a, b = (len(q.arrays["test_targets"]) for q in (first, r))
+        how = f"{a:,} and {b:,} of them: were they opened with one limit?" if a != b else "a kept copy is brought to the order of your data set by campaign.adopt"
+        raise DataError(f"{first.folder.name} and {r.folder.name} were not measured on the same pictures in the same order; {how}")
 
 # %% ../nbs/24_kept.ipynb #bfb50434
 def keep(

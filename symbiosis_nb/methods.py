@@ -11,6 +11,7 @@ __all__ = ['AGAIN', 'PRINTED', 'FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
 import re, sys
+from difflib import get_close_matches
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -30,7 +31,8 @@ from .models.position import GroupNet, PSENet
 from .models.specific import JointNet
 from .models.symbiotic import SANet
 from .needs.base import Need, get_need
-from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, batches, constant, fine_tuning, hold_then_linear,  # people look for them here
+from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, batches, constant, fine_tuning,  # people look for them here
+                                  hold_then_linear,
                                   inverse, make_profile, one_cycle, poly, steps)
 from .vocab import BERKELEY, CELEBA, HELEN, WIDER, AttributeVocab
 
@@ -184,7 +186,10 @@ def find_method(name: str):
 def get_method(name: str) -> Method:
     "Look a method up; raises `ValueError` naming all methods when it is not there"
     found = find_method(name)
-    if found is None: raise ValueError(f"unknown method {name!r}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
+    if found is None:
+        near = get_close_matches(str(name), [*METHODS, *VARIANTS], 1, .5)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"unknown method {name!r}{meant}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 
 # %% ../nbs/30_methods.ipynb #dc939b51

@@ -23,7 +23,7 @@ from torch import nn
 
 from .core import DataError, as_path, atomic_write, default_device
 from .data import crops
-from .data.loaders import middle, normalize
+from .data.loaders import MEAN, STD, middle, normalize
 from .data.pictures import Opener, open_picture
 from .data.pixels import WHOLE, View
 from .kept import Run
@@ -377,6 +377,8 @@ def _extra(package):
     try: return import_module(package)
     except ImportError: raise ImportError(f"ONNX files need {package}: pip install 'symbiosis_nb[onnx]'") from None
 
+def _numbers(t): return " ".join(f"{v:.3f}" for v in t)
+
 @patch
 def to_onnx(self: Predictor, path: str | Path) -> Path:
     "Write the model, with its parser, as one ONNX file; raises `ImportError` without the onnx extra"
@@ -388,7 +390,8 @@ def to_onnx(self: Predictor, path: str | Path) -> Path:
     if self.look.cut.crop and self.look.cut.alike: raise ValueError(f"this model's pictures were cut by {self.look.cut.name}, which the file would not know: use the predictor itself")
     x, batch = torch.zeros(2, 3, *self.size), torch.export.Dim("batch")
     learned = json.dumps([self.origin.method, self.origin.data, list(self.origin.learned)])
-    about = dict(origin=learned, names=json.dumps(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame, margin=str(self.look.margin),
+    takes = dict(channels="RGB", range="0 to 1", mean=_numbers(MEAN), std=_numbers(STD), answers="logits: present above 0")   # for who runs it without Python
+    about = takes | dict(origin=learned, names=json.dumps(self.names), size=f"{self.size[0]} {self.size[1]}", frame=self.look.frame, margin=str(self.look.margin),
                  exif=str(int(self.opener.exif)), background=self.opener.background)
     with atomic_write(path) as tmp:
         torch.onnx.export(copy.deepcopy(self.model).cpu(), (x,), tmp, input_names=["pictures"], output_names=["logits"], dynamo=True,

@@ -146,7 +146,7 @@ class Profile:
     weights: str | None = None     # file, "imagenet", "scratch"; None: the method's where trunk and size are the method's too, else scratch
     stride: int | None = None      # of the trunk's last map, for every method alike; None: the trunk's own
     recipe: Recipe | None = None
-    limit: int | None = None       # use at most so many training samples
+    limit: int | None = None       # use at most so many training samples, and half as many of the validation and of the test part
     parser: str = "small"          # segmentation network that makes masks
     parser_recipe: Recipe = Recipe(lr=4e-3, epochs=8, bs=32, augment=WIDE)
     mask_share: int = 2            # masks are stored at size/mask_share
@@ -195,7 +195,7 @@ def read_settings(
     text: str,   # for example "size=112x92 epochs=4 stride=16"
 ) -> dict:       # keywords of `make_profile` and `run`
     "Settings written as words; raises `ValueError` for what is no setting"
-    known = {f.name for f in (*fields(Profile), *fields(Recipe))} - {"name"}
+    known = {f.name for f in (*fields(Profile), *fields(Recipe))} - {"name", "changes"}
     pairs = [word.partition("=") for word in text.split()]
     for name, equals, value in pairs:
         if not equals or not value: raise ValueError(f"settings: {name!r} is no setting: write it as in settings='size=112x92 epochs=4'")
@@ -221,14 +221,15 @@ def make_profile(
     if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
     written, given = read_settings(more), {k: v for k, v in overrides.items() if (k, v) != ("weights", None)}   # none given: the profile's own stay
     overrides = {k: _whole(k, v) for k, v in (written | given | _both_longer(written, given)).items()}
-    own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
+    own, recipe = {f.name for f in fields(Profile)} - {"name", "changes"}, {f.name for f in fields(Recipe)}
     if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
     changes = {k: v for k, v in overrides.items() if k in recipe - own}
     return replace(profile, changes=changes | _length([*map(set, zip(written)), set(given)]))
 
 def _whole(name, value):
-    "1e4 of what is counted is 10000"
+    "1e4 of what is counted is 10000, \"112x92\" a size"
+    if name == "size" and isinstance(value, str): return _setting(value)
     counted = {f.name for f in (*fields(Profile), *fields(Recipe)) if "int" in str(f.type) and "tuple" not in str(f.type)}
     return int(value) if name in counted and isinstance(value, (float, np.floating)) and value == int(value) else value
 

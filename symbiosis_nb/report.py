@@ -274,7 +274,8 @@ def comparisons(self: Card, metric: str = "AP", against: str | None = None) -> p
     others = [m for m in self.ranked if m != baseline]
     rows = {f"{self.title(m)} − {self.title(baseline)}": self.comparison_row(m, baseline, metric) for m in others}
     columns = ["difference", "low", "high", "standing", "smallest gap", "seeds", "difference in accuracy", "p (accuracy)", "attributes that differ"]
-    return pd.DataFrame(rows, dtype=object).T.reindex(columns=columns).astype(object).fillna("") if rows else pd.DataFrame()
+    found = pd.DataFrame(rows, dtype=object).T.reindex(columns=columns).astype(object).fillna("") if rows else pd.DataFrame()
+    return found.rename_axis(f"points of {metric.replace('_', ' ')}")
 
 # %% ../nbs/50_report.ipynb #e81b80a6
 @patch

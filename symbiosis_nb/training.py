@@ -31,6 +31,7 @@ def build_model(job: Job, n_regions: int | None = None) -> nn.Module:
     "The method's model, as the job's profile says"
     p = job.profile
     model = job.method.build(Build(job.table.vocab, p.size, p.backbone, p.width, p.weights, n_regions or 7, job.options, p.stride))
+    if not isinstance(model, nn.Module): raise ValueError(f"{job.method.name}: its builder gives a {type(model).__name__}, no network: does it end in return?")
     return model.to(memory_format=torch.channels_last)   # as it is trained: the same weights then give the same bits
 
 # %% ../nbs/32a_training.ipynb #7ad3f27f

@@ -87,7 +87,7 @@ def precisions(runs: list) -> list:  # as ["bfloat16", "float32"]
 def made_how(runs: list) -> list:  # of sentences
     "What rows of one card do not share: the precision, and where they were measured; and whose pictures regions were learnt from"
     out, found, adopted = [], precisions(runs), sum("adopted" in r.done for r in runs)
-    if len(found) > 1: out.append(f"Some runs were trained in {found[0]}, others in {found[1]} (cost): each machine took what is faster there.")
+    if len(found) > 1: out.append(f"Some runs were trained in {found[0]}, others in {found[1]} (cost): each network took what was faster where it was trained.")
     own_faces = any("CelebA" in r.config["data"] and (r.config.get("parsing") or {}).get("name", "").startswith("CelebAMask-HQ") for r in runs)
     if own_faces:
         out.append("The parsing set's pictures are CelebA's: where its parts are not CelebA's own, faces of this test part are among those whose regions were learnt.")

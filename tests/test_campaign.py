@@ -66,6 +66,16 @@ def test_parameters_as_people_write_them():
     assert check(ASKED | dict(methods="pse_b", profile="paper", weights="scratch", backbone="timm:resnet10t", helper=print)) == ["pse_b"]
 
 
+def test_all_methods_are_those_that_the_data_allow(table, capsys):
+    "A CelebA folder need not have the list of landmarks"
+    there = dict(data_root=table, parsing_root=parsing(table))
+    assert check(ASKED | dict(methods="all"), **there) == [m for m in METHODS if m != "bbox"]
+    assert "left out of all methods: bbox: pictures has no landmarks (list_landmarks_align_celeba.txt" in capsys.readouterr().out
+    with pytest.raises(DataError, match="bbox needs landmarks, pictures has none: list_landmarks_align_celeba.txt, .* leave it out"): check(ASKED | dict(methods="bbox"), **there)
+    marked = replace(table, landmarks=np.zeros((len(table), 5, 2)))
+    assert check(ASKED | dict(methods="all"), data_root=marked, parsing_root=parsing(table)) == list(METHODS)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(sorted(METHODS)), min_size=1, max_size=6), st.sampled_from([" ", ",", ", ", " ; "]))
 def test_names_come_back_or_are_refused(names, part):

@@ -229,6 +229,12 @@ def test_reports_that_disagree_count_twice_and_lfwa_is_official(tmp_path):
     assert ledger_counts(kept).loc["pse"].to_dict() == {"46k": "1 hold, 1 do not, 0 open", "official": "1 hold, 0 do not, 0 open"}
 
 
+def test_verdicts_of_two_networks_are_two(tmp_path):
+    for name, trunk in (("pse_46k", "small"), ("celeba_46k", "efficientnet_lite0")):
+        ledger = Ledger("pse", "CelebA, a sample"); ledger.pattern("pse-14", [("gain − gain", mean_of(.02))], differs=f"trunk {trunk} in place of alexnet_bn"); ledger.write(tmp_path/name)
+    assert sorted(kept_ledger(tmp_path).measured_on) == ["46k, pretrained", "46k, small"]
+
+
 def test_two_cards_are_drawn_apart_and_fine_tuned_runs_answer_for_themselves(tmp_path):
     y = drawn_labels(); base = {("b", 0): twice(answers(y, 1, 1))}
     fine = card_of(tmp_path/"fine", {("b", 0): twice(answers(y, 4, 2))}, y).runs

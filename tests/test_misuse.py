@@ -15,8 +15,9 @@ from symbiosis_nb.data.own import drawn_parts, table_from_csv, table_from_folder
 from symbiosis_nb.data.protocols import resplit
 from symbiosis_nb.data.sheets import Pictures
 from symbiosis_nb.jobs import limit_table, weights_for
-from symbiosis_nb.kept import Run
-from symbiosis_nb.methods import printed_set
+from symbiosis_nb.data.loaders import Field
+from symbiosis_nb.kept import Run, check_pictures
+from symbiosis_nb.methods import Method, printed_set, register
 from symbiosis_nb.page import write_html
 from symbiosis_nb.predictor import several
 from symbiosis_nb.recipes import make_profile, read_settings
@@ -259,6 +260,52 @@ def test_other_slips(table, asked):
     assert make_job("avg_pool", table, "smoke bs=16.0 limit=3e1").profile.recipe.bs == 16 and make_job("avg_pool", table, "smoke", overrides=dict(limit=30.)).table.counts()["train"] == 30
     folders = [make_job("avg_pool", table, "smoke", overrides=dict(lr=lr)).folder for lr in (4e-3, np.float64(4e-3))]
     assert folders[0] == folders[1]
+
+
+def test_settings_that_would_change_nothing_are_refused(table, asked):
+    with pytest.raises(ValueError, match="one network for all attributes, so that attributes would change nothing"): run("avg_pool", table, "smoke", attributes=("Male",), **asked)
+    with pytest.raises(ValueError, match="attributes is 'Male': give a tuple of names"): run("g2s_12", table, "smoke", attributes="Male", **asked)
+    with pytest.raises(ValueError, match="tune is 'x': give a Recipe"): run("g2s_12", table, "smoke", tune="x", **asked)
+    with pytest.raises(ValueError, match="generator is 'big': give a Generator"): run("avg_pool", table, "smoke", generator="big", **asked)
+    with pytest.raises(ValueError, match=r"unknown setting \['changes'\]"): make_profile("smoke", changes={})
+    assert make_profile("smoke", size="112x92").size == (112, 92)
+
+
+def test_words_that_are_nearly_right_are_said(table, asked):
+    with pytest.raises(ValueError, match=r"unknown method 'avgpool' \(did you mean avg_pool\?\)"): run("avgpool", table, "smoke", **asked)
+    with pytest.raises(ValueError, match="weights is 'imagnet': give 'imagenet', 'scratch' or a file"): run("avg_pool", table, "smoke", weights="imagnet", **asked)
+    with pytest.raises(ValueError, match="a field is of kind image, picture, maps, label, target, not 'images'"): Field("images", np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="not from a AttributeTable: pixel_store"): Field("image", table)
+
+
+def test_a_builder_that_forgets_its_return_is_told(table, asked, forgotten):
+    register(Method("mine", "", "mine", lambda b: None))
+    with pytest.raises(ValueError, match="mine: its builder gives a NoneType, no network"): run("mine", table, "smoke", **asked)
+
+
+def test_a_folder_that_is_no_run_says_what_it_is(table, asked, tmp_path):
+    r = run("avg_pool", table, "smoke", **asked)
+    with pytest.raises(DataError, match="typo is not there: is it the folder that `run` gave"): Run(r.folder.with_name("typo"))
+    with pytest.raises(DataError, match=f"is a folder of runs, not a run: name one of {r.folder.name}"): Run(r.folder.parent)
+    (tmp_path/"half").mkdir()
+    with pytest.raises(DataError, match="is not a finished run .* call `run` again to finish it"): Run(tmp_path/"half")
+    with pytest.raises(DataError, match=r"nope.csv: there is no such file$"): table_from_csv(tmp_path/"nope.csv")
+
+
+def test_a_card_is_of_its_own_table(table, asked):
+    r = run("avg_pool", table, "smoke", **asked)
+    with pytest.raises(DataError, match="was measured on pictures of pictures that are not in the test part of pictures"): Card([r], table.take(np.arange(95)))
+    with pytest.raises(DataError, match="is a str, not a Run: Run\\(folder\\) opens"): Card([str(r.folder)], table)
+
+
+def test_comparisons_say_whose_points_they_are(table, asked):
+    card = Card([run(m, table, "smoke", **asked) for m in ("avg_pool", "spp_net")], table, replicates=20)
+    assert [card.comparisons(m).index.name for m in ("AP", "balanced_accuracy")] == ["points of AP", "points of balanced accuracy"]
+
+
+def test_other_limits_are_named(table, asked):
+    runs = [run("avg_pool", table, "smoke", **asked | dict(limit=n)) for n in (16, 24)]
+    with pytest.raises(DataError, match="8 and 12 of them: were they opened with one limit"): check_pictures(runs)
 
 
 def test_ones_own_pictures_are_no_sample_of_a_papers(table, asked):

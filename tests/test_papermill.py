@@ -165,6 +165,6 @@ def test_own_data_of_ones_own(tmp_path, cache):
     (tmp_path/"shots").mkdir()
     for i in range(60): Image.new("RGB", (40, 50), (4*i, 90, 200 - 3*i)).save(tmp_path/"shots"/f"{i:03d}.webp")
     pd.DataFrame(dict(id=[f"{i:03d}" for i in range(60)], bright=[i > 30 for i in range(60)], odd=[i % 2 for i in range(60)])).to_csv(tmp_path/"shots.csv", index=False)
-    done = papermill(ROOT/"nbs"/"own_data.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "csv", tmp_path/"shots.csv", "-p", "images", tmp_path/"shots", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
+    done = papermill(ROOT/"nbs"/"own_data.ipynb", tmp_path/"out.ipynb", "-p", "profile", "smoke", "-p", "csv", tmp_path/"shots.csv", "-p", "images", tmp_path/"shots", "-p", "methods", "avg_pool ssp", "-p", "out", tmp_path/"results", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "learns its regions from drawings" in (tmp_path/"out.ipynb").read_text() and "shots" in (tmp_path/"results"/"own_data.html").read_text()

@@ -125,6 +125,13 @@ def test_a_learner_ends_in_a_predictor_that_is_kept(trained, tmp_path):
     back, _ = quietly(lambda: Predictor.load(ask.save(tmp_path/"mine")))
     assert (tmp_path/"mine.onnx").is_file() and back.origin == ask.origin and back.look == ask.look and back.opener == ask.opener
     np.testing.assert_allclose(back(table.paths[:4], aligned=True), learn.predict(table.paths[:4], aligned=True), atol=1e-4)
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(tmp_path/"mine.onnx"), providers=["CPUExecutionProvider"])
+    said, raw = session.get_modelmeta().custom_metadata_map, np.asarray(pixel_store(bright, (40, 32))[np.arange(4)])   # all that another language has
+    x = (raw/255 - np.array(said["mean"].split(), float))/np.array(said["std"].split(), float)
+    logits, = session.run(None, dict(pictures=x.transpose(0, 3, 1, 2).astype(np.float32)))
+    np.testing.assert_allclose(1/(1 + np.exp(-logits)), back(table.paths[:4], aligned=True), atol=1e-4)
+    assert (said["channels"], said["range"], said["answers"]) == ("RGB", "0 to 1", "logits: present above 0")
 
 
 def test_real_detector_finds_nothing_in_noise(trained):

@@ -315,12 +315,9 @@ def list_images(
     "All images of a folder or archive, from one listing; a doubled folder (Kaggle) is entered, leftovers of tools are not"
     if place.is_file():
         inside = [n for n in _zip_names(place) if is_image(n) and not any(map(is_leftover, n.split("/")))]
-        found = {}
-        for n in inside:
-            name = n if deep else n.rsplit("/", 1)[-1]
-            if name in found: raise DataError(f"{place} holds {name} twice, in {found[name].parent.name} and in {Path(n).parent}: unpack it and name one of these folders")
-            found[name] = Path(f"{place}/{n}")
-        return found
+        names = [n if deep else n.rsplit("/", 1)[-1] for n in inside]
+        if len(set(names)) < len(names): raise DataError(f"{place} holds {Counter(names).most_common(1)[0][0]} in several folders: unpack it and name one of them")
+        return {name: Path(f"{place}/{n}") for name, n in zip(names, inside)}
     if deep: return {full[len(str(place)) + 1:].replace("\\", "/"): Path(full) for full in _walk_images(place)}
     entries = scan_folder(place)
     found = {e.name: Path(e.path) for e in entries if is_image(e.name)}
@@ -369,15 +366,14 @@ def check_counts(
     name: str,           # the data set, for messages
     split: np.ndarray,   # (N,) part of each sample
     official: dict,      # part -> official number
-    unit: str = "images",
 ) -> list:               # [] for the full set, one line for a subset
     "Compare with the official counts; raises `DataError` when the size is official and the parts are not"
     found = {s: int((np.asarray(split) == s).sum()) for s in official}
     n, full = len(split), sum(official.values())
     if found == official: return []
-    if n == full: raise DataError(f"{name}: all {n:,} {unit} are here, but not in the official parts: {count_parts(split)} instead of "
+    if n == full: raise DataError(f"{name}: all {n:,} images are here, but not in the official parts: {count_parts(split)} instead of "
                                   + ", ".join(f"{k} {v:,}" for k, v in official.items()) + ": check the partition file")
-    return [f"{'a subset' if n < full else 'more than the official set'}: {n:,} of {full:,} official {unit} ({count_parts(split)}); "
+    return [f"{'a subset' if n < full else 'more than the official set'}: {n:,} of {full:,} official images ({count_parts(split)}); "
             "scores are not comparable with published ones"]
 
 # %% ../../nbs/02a_data.files.ipynb #7a6e218d

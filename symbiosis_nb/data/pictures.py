@@ -49,7 +49,8 @@ def read_bytes(
 def _why_unread(path, archive, error):
     "Why a file could not be read, and what to do"
     if archive is None and path.is_dir(): return "is a folder, not a file"
-    if archive is None and not os.path.lexists(path): return "there is no such file: is the image folder complete?"
+    whole = "" if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".parquet") else ": is the image folder complete?"
+    if archive is None and not os.path.lexists(path): return f"there is no such file{whole}"
     return f"cannot be read ({type(error).__name__}): is the image folder complete?"
 
 # %% ../../nbs/01a_data.pictures.ipynb #53b2182b

@@ -54,10 +54,10 @@ def require_parsing(job) -> ParsingTable:
     "The job's parsing set; raises `DataError` when it has none, or one that is drawn for the papers' photographs"
     fits, parsing, table = FITS[job.table.frame], job.parsing, job.table
     if parsing is None:
-        raise DataError(f"method {job.method.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...) or, without data, "
-                        "the synthetic one (make_parsing)")
+        raise DataError(f"method {job.method.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...) "
+                        "or, for drawn faces, the drawn one: open_parsing()")
     if is_drawn(parsing.name) and not is_drawn(table.name):
-        what = f"{job.method.name} learns its regions from drawings. Pass parsing_root=, a folder with {fits}"
+        what = f"{job.method.name} learns its regions from drawings. Pass parsing=open_parsing(FOLDER), in a notebook parsing_root, with {fits}"
         if table.name.startswith(PAPERS_SETS): raise DataError(f"{table.name} holds photographs and {parsing.name} is drawn: {what}")
         warnings.warn(f"{parsing.name} is drawn, {table.name} is not: {what}")   # one's own pictures may be anything; the card says both
     return parsing

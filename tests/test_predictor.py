@@ -130,7 +130,7 @@ def test_a_learner_ends_in_a_predictor_that_is_kept(trained, tmp_path):
     said, raw = session.get_modelmeta().custom_metadata_map, np.asarray(pixel_store(bright, (40, 32))[np.arange(4)])   # all that another language has
     x = (raw/255 - np.array(said["mean"].split(), float))/np.array(said["std"].split(), float)
     logits, = session.run(None, dict(pictures=x.transpose(0, 3, 1, 2).astype(np.float32)))
-    np.testing.assert_allclose(1/(1 + np.exp(-logits)), back(table.paths[:4], aligned=True), atol=1e-4)
+    np.testing.assert_allclose(1/(1 + np.exp(-logits.T)), back(table.paths[:4], aligned=True), atol=1e-4)
     assert (said["channels"], said["range"], said["answers"]) == ("RGB", "0 to 1", "logits: present above 0")
 
 

@@ -147,7 +147,8 @@ def check_used(
     settings: dict,   # fields of `Profile` or `Recipe`, as they were asked for
 ) -> None:
     "Raises `ValueError` for settings of networks for single attributes, where the method trains none"
-    if asked := [k for k in ("attributes", "tune") if k in settings and not method.chain]:
+    of_chains = method.chain or method.paper == "general_to_specific"   # step 1 is asked for beside the chains that begin with it
+    if asked := [k for k in ("attributes", "tune") if k in settings and not of_chains]:
         raise ValueError(f"{method.name} trains one network for all attributes, so that {' and '.join(asked)} would change nothing: they are for methods with networks "
                          "of single attributes, such as g2s_12. Fewer attributes: a table with these columns, table_from_csv(..., attributes=...)")
 

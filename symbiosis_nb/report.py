@@ -177,8 +177,8 @@ def score_row(self: Card, method: str) -> dict:
     for metric in HEADLINE:
         found = self.mean(method, metric)
         row |= {metric: percent(found.value), f"{metric} 95 %": span(*found.interval), **between_seeds(metric, [v for v, _ in found.by_seed.values()])}
-    per_image = {name: percent(self.mean(method, name).value) for name in stats.INSTANCE}
-    return row | dict(AUROC=percent(self.frames()[method].AUROC.mean())) | per_image
+    per_image = pd.DataFrame([M.instance_scores(*r.predictions()) for r in runs]).mean()
+    return row | dict(AUROC=percent(self.frames()[method].AUROC.mean())) | {name: percent(per_image[name]) for name in stats.INSTANCE}
 
 @patch
 def scores(self: Card) -> pd.DataFrame:

@@ -96,7 +96,7 @@ def test_instance_scores_stand_beside_the_printed_ones(tmp_path):
     assert {"precision", "recall", "F1", "accuracy"} <= set(printed.index) and set(printed.loc[["F1"]].digits) == {2}
     kept = next((ROOT/"reports"/"celeba_small_46k"/"predictions").glob("dual_path-*"))
     r = Run(shutil.copytree(kept, tmp_path/kept.name))   # a card keeps what it computes beside the run
-    here = SimpleNamespace(name=r.config["data"], frame="aligned", names=r.vocab.names, vocab=r.vocab, paths=[], counts=lambda: r.config["counts"], notes=[])
+    here = SimpleNamespace(name=r.config["data"], frame="aligned", names=r.vocab.names, vocab=r.vocab, paths=[], split=np.array([]), counts=lambda: r.config["counts"], notes=[])
     beside = Card([r], here, replicates=50).printed().set_index("metric")
     assert {"precision", "recall", "F1"} <= set(beside.index)
     low, high = map(float, beside.loc[["F1"]].interval.iloc[0].strip("[]").split(","))

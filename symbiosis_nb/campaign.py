@@ -9,7 +9,6 @@ __all__ = ['ALLOWED', 'LEAST', 'SHARES', 'named', 'same_world', 'check', 'study_
 # %% ../nbs/33a_campaign.ipynb #e06c48df
 import time
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from .checks import check_settings
 from .combine import requests, submitted
-from .core import DataError, Line, as_path, words
+from .core import DataError, Line, as_path, did_you_mean, words
 from .data.loaders import attribute_targets
 from .data.sources import LFWA_FRAMES
 from .data.tables import AttributeTable, ParsingTable
@@ -32,9 +31,7 @@ from .training import who_is_shown
 
 # %% ../nbs/33a_campaign.ipynb #5c5a3945
 def _refuse(what, name, known):
-    near = get_close_matches(str(name), known, 1, .5)
-    meant = f": did you mean {near[0]}?" if near else ":"
-    raise ValueError(f"unknown {what} {name!r}{meant} There is {', '.join(known)}")
+    raise ValueError(f"unknown {what} {name!r}{did_you_mean(name, known)} There is {', '.join(known)}")
 
 def named(
     given,        # names, in a string parted by spaces or commas, or in a list; "all"

@@ -160,9 +160,9 @@ def check_crops(
 ) -> None:
     "Raises `DataError` where a chain is to cut crops for attributes that no paper names"
     if "own" not in (method.chain or ()): return
-    if options.get("schemes") == "search" and not (table.split == "valid").any():
+    if options.get("schemes") == "search":
+        if (table.split == "valid").any(): return
         raise DataError(f"{method.name}: schemes='search' takes the crop that is best on validation, and {table.name} has no validation part: held_out(table, .1) makes one")
-    if options.get("schemes") == "search": return
     known = {*crop_assignment(), *(options.get("schemes") or {})}
     if lost := [a for a in own_networks(profile, table) or table.names if a not in known]:
         how = f"options=dict(schemes='search'), or one of a to h for each, as in options=dict(schemes={{{lost[0]!r}: 'c'}})"

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['CACHE_HINT', 'NO_LOCKS', 'WAITING', 'PACKAGES', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_frames', 'write_json', 'read_json', 'has_locks',
-           'folder_lock', 'default_device', 'digest', 'told_apart', 'people_of', 'file_said', 'git_commit', 'hardware',
-           'fingerprint', 'cache_dir', 'quiet', 'in_notebook', 'NotebookBar', 'progress', 'Line', 'Stopped',
-           'refuse_unknown']
+           'folder_lock', 'default_device', 'digest', 'told_apart', 'did_you_mean', 'people_of', 'file_said',
+           'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'in_notebook', 'NotebookBar', 'progress',
+           'Line', 'Stopped', 'refuse_unknown']
 
 # %% ../nbs/00_core.ipynb #d89184b9
 import ast, ctypes, errno, hashlib, html, io, json, os, platform, random, re, socket, subprocess, sys, time
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -246,6 +247,14 @@ def told_apart(
     "Everyone whom nobody knows as a person of their own, with a number below 0"
     who = np.asarray(who)
     return np.where(who < 0, -np.arange(len(who)) - 1, who)
+
+def did_you_mean(
+    name,    # that is not known
+    known,   # names that are
+) -> str:    # ": did you mean avg_pool?", or ":" where none is near
+    "What follows an unknown name in a message, before the names that there are"
+    near = get_close_matches(str(name), list(known), 1, .5)
+    return f": did you mean {near[0]}?" if near else ":"
 
 def people_of(
     identity,    # (n,) numbers of people, below 0 where unknown; None where a set knows nobody

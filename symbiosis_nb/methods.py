@@ -11,14 +11,13 @@ __all__ = ['AGAIN', 'PRINTED', 'FAMILIES', 'VGG_RECIPE', 'SA_RECIPE', 'SMALL_SET
 
 # %% ../nbs/30_methods.ipynb #ab7ffc42
 import re, sys
-from difflib import get_close_matches
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Callable
 
 from .code import remember
-from .core import DataError
+from .core import DataError, did_you_mean
 from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath, PhotoNet
@@ -186,10 +185,8 @@ def find_method(name: str):
 def get_method(name: str) -> Method:
     "Look a method up; raises `ValueError` naming all methods when it is not there"
     found = find_method(name)
-    if found is None:
-        near = get_close_matches(str(name), [*METHODS, *VARIANTS], 1, .5)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"unknown method {name!r}{meant}: one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
+    meant = did_you_mean(name, [*METHODS, *VARIANTS])
+    if found is None: raise ValueError(f"unknown method {name!r}{meant} one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
     return found
 
 # %% ../nbs/30_methods.ipynb #dc939b51

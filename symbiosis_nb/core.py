@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE_HINT', 'NO_LOCKS', 'WAITING', 'PACKAGES', 'DataError', 'seed_everything', 'keep_freed_memory', 'as_path',
            'words', 'share', 'make_folder', 'atomic_write', 'write_frames', 'write_json', 'read_json', 'has_locks',
-           'folder_lock', 'default_device', 'digest', 'told_apart', 'did_you_mean', 'people_of', 'file_said',
+           'folder_lock', 'default_device', 'digest', 'told_apart', 'check_known', 'people_of', 'file_said',
            'git_commit', 'hardware', 'fingerprint', 'cache_dir', 'quiet', 'in_notebook', 'NotebookBar', 'progress',
            'Line', 'Stopped', 'refuse_unknown']
 
@@ -248,13 +248,17 @@ def told_apart(
     who = np.asarray(who)
     return np.where(who < 0, -np.arange(len(who)) - 1, who)
 
-def did_you_mean(
-    name,    # that is not known
-    known,   # names that are
-) -> str:    # ": did you mean avg_pool?", or ":" where none is near
-    "What follows an unknown name in a message, before the names that there are"
+def check_known(
+    what: str,       # "method", "setting", ...
+    name,            # as it was given
+    known,           # names that there are
+    also: str = "",  # what is understood besides, in words
+) -> None:
+    "Raises `ValueError` for a name that is not known, with the nearest one and all that are"
+    if name in known: return
     near = get_close_matches(str(name), list(known), 1, .5)
-    return f": did you mean {near[0]}?" if near else ":"
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"unknown {what} {name!r}: {meant}known are {', '.join(k for k in known if k)}{also}")
 
 def people_of(
     identity,    # (n,) numbers of people, below 0 where unknown; None where a set knows nobody
@@ -402,5 +406,4 @@ def refuse_unknown(
     cells = [c for c in namespace.get("In") or [] if c]
     names = _assigned(cells) if cells else set(namespace) - {"In", "Out"}
     given = {k for k in names if not k.startswith("_") and isinstance(namespace.get(k), plain)}
-    if unknown := given - set(words(known)):
-        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}: this notebook knows {', '.join(words(known))}")
+    for name in sorted(given): check_known("parameter", name, words(known))

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Callable
 
 from .code import remember
-from .core import DataError, did_you_mean
+from .core import DataError, check_known
 from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath, PhotoNet
@@ -185,8 +185,7 @@ def find_method(name: str):
 def get_method(name: str) -> Method:
     "Look a method up; raises `ValueError` naming all methods when it is not there"
     found = find_method(name)
-    meant = did_you_mean(name, [*METHODS, *VARIANTS])
-    if found is None: raise ValueError(f"unknown method {name!r}{meant} one of {', '.join(METHODS)}, or a variant: {', '.join(VARIANTS)}")
+    if found is None: check_known("method", name, [*METHODS, *VARIANTS])
     return found
 
 # %% ../nbs/30_methods.ipynb #dc939b51

@@ -17,7 +17,7 @@ import numpy as np
 from fastai.callback.schedule import combined_cos
 
 from .code import function_name
-from .core import file_said
+from .core import check_known, file_said
 from .data.loaders import MIRROR, WIDE, Augment
 
 # %% ../nbs/26_recipes.ipynb #f58fb6c3
@@ -195,14 +195,16 @@ def read_settings(
     text: str,   # for example "size=112x92 epochs=4 stride=16"
 ) -> dict:       # keywords of `make_profile` and `run`
     "Settings written as words; raises `ValueError` for what is no setting"
-    known = {f.name for f in (*fields(Profile), *fields(Recipe))} - {"name", "changes"}
+    known = _known_settings()
     pairs = [word.partition("=") for word in text.split()]
     for name, equals, value in pairs:
         if not equals or not value: raise ValueError(f"settings: {name!r} is no setting: write it as in settings='size=112x92 epochs=4'")
-        if name not in known: raise ValueError(f"settings: unknown setting {name!r}: known are {', '.join(sorted(known))}")
+        check_known("setting", name, known)
     found = {}
     for name, _, value in pairs: found.pop(name, None); found[name] = _setting(value)   # the last one counts, in its place
     return found
+
+def _known_settings(): return sorted({f.name for f in (*fields(Profile), *fields(Recipe))} - {"name", "changes"})   # changes are made of them
 
 def _setting(word):
     "112x92 is a size, 4 and 1e-3 are numbers, None, True and False themselves, the rest words"
@@ -218,11 +220,11 @@ def make_profile(
 ) -> Profile:
     "A profile with changes; raises `ValueError` for an unknown profile or field"
     name, _, more = name.strip().partition(" ")
-    if name not in PROFILES: raise ValueError(f"unknown profile {name!r}: one of {', '.join(PROFILES)}")
+    check_known("profile", name, PROFILES)
     written, given = read_settings(more), {k: v for k, v in overrides.items() if (k, v) != ("weights", None)}   # none given: the profile's own stay
     overrides = {k: _whole(k, v) for k, v in (written | given | _both_longer(written, given)).items()}
-    own, recipe = {f.name for f in fields(Profile)} - {"name", "changes"}, {f.name for f in fields(Recipe)}
-    if unknown := set(overrides) - own - recipe: raise ValueError(f"unknown setting {sorted(unknown)}: known are {sorted(own | recipe)}")
+    for k in overrides: check_known("setting", k, _known_settings())
+    own, recipe = {f.name for f in fields(Profile)}, {f.name for f in fields(Recipe)}
     profile = replace(PROFILES[name], **{k: v for k, v in overrides.items() if k in own})
     changes = {k: v for k, v in overrides.items() if k in recipe - own}
     return replace(profile, changes=changes | _length([*map(set, zip(written)), set(given)]))

@@ -267,12 +267,12 @@ def test_settings_that_would_change_nothing_are_refused(table, asked):
     with pytest.raises(ValueError, match="attributes is 'Male': give a tuple of names"): run("g2s_12", table, "smoke", attributes="Male", **asked)
     with pytest.raises(ValueError, match="tune is 'x': give a Recipe"): run("g2s_12", table, "smoke", tune="x", **asked)
     with pytest.raises(ValueError, match="generator is 'big': give a Generator"): run("avg_pool", table, "smoke", generator="big", **asked)
-    with pytest.raises(ValueError, match=r"unknown setting \['changes'\]"): make_profile("smoke", changes={})
+    with pytest.raises(ValueError, match=r"unknown setting 'changes'"): make_profile("smoke", changes={})
     assert make_profile("smoke", size="112x92").size == (112, 92)
 
 
 def test_words_that_are_nearly_right_are_said(table, asked):
-    with pytest.raises(ValueError, match=r"unknown method 'avgpool': did you mean avg_pool\? one of"): run("avgpool", table, "smoke", **asked)
+    with pytest.raises(ValueError, match=r"unknown method 'avgpool': did you mean avg_pool\? known are"): run("avgpool", table, "smoke", **asked)
     with pytest.raises(ValueError, match="weights is 'imagnet': give 'imagenet', 'scratch' or a file"): run("avg_pool", table, "smoke", weights="imagnet", **asked)
     with pytest.raises(ValueError, match="a field is of kind image, picture, maps, label, target, not 'images'"): Field("images", np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="not from a AttributeTable: pixel_store"): Field("image", table)

@@ -47,7 +47,7 @@ def test_original_images(tmp_path, cache):
 
 def test_unknown_parameter_is_refused(tmp_path, cache):
     done = papermill(NOTEBOOK, tmp_path/"out.ipynb", "-p", "profil", "smoke", cwd=tmp_path, cache=cache)
-    assert done.returncode != 0 and "unknown parameter profil" in done.stderr
+    assert done.returncode != 0 and "unknown parameter 'profil'" in done.stderr
 
 
 @pytest.mark.parametrize("name, asked, says", [("celeba", ["methods", "avg_pol ssp"], "did you mean avg_pool?"), ("celeba", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["seeds", 0], "1 or more, not 0"), ("pse", ["profile", "paper"], "weights that no package brings")])

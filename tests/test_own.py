@@ -353,3 +353,24 @@ def test_one_stray_picture_moves_no_other(tmp_path):
 @pytest.mark.parametrize("words", [("_mask", "_seg"), ("", "_mask")])
 def test_two_masks_of_one_picture_are_refused(tmp_path, words):
     with pytest.raises(DataError, match="are both masks of 0: take one of them away"): parsing_from_folders(*masked(tmp_path, [[[0, 1]]]*4, words), "background face")
+
+
+@pytest.mark.parametrize("column, cells, parts", [
+    ("partition", ["0", "1", "2"], ["train", "valid", "test"]),   # as in CelebA's list, which people join to their table
+    ("Partition", ["train", "val", "test"], ["train", "valid", "test"]),
+    ("subset", ["Training", "dev", "testing"], ["train", "valid", "test"]),
+    ("split", ["2", "0", "1"], ["test", "train", "valid"]),
+])
+def test_parts_are_found_by_the_usual_names_and_codes(place, tmp_path, column, cells, parts):
+    rows = [(named(i, "relative"), cells[i % 3], i % 2) for i in range(N)]
+    pd.DataFrame(rows, columns=["picture", column, "Smiling"]).to_csv(tmp_path/"t.csv", index=False)
+    table = table_from_csv(tmp_path/"t.csv", place/"pictures")
+    assert table.names == ("Smiling",) and list(table.split) == [parts[i % 3] for i in range(N)]
+    assert any("as in CelebA's list" in n for n in table.notes) == cells[0].isdigit()
+
+
+def test_codes_are_not_guessed_where_one_is_missing(place, tmp_path):
+    "0 and 1 may be train and test, or no and yes"
+    pd.DataFrame([(named(i, "relative"), i % 2, i//2 % 2) for i in range(N)], columns=["picture", "partition", "Smiling"]).to_csv(tmp_path/"t.csv", index=False)
+    assert table_from_csv(tmp_path/"t.csv", place/"pictures").names == ("partition", "Smiling")   # of hair, for example
+    with pytest.raises(DataError, match="codes only where 0, 1 and 2 all stand"): table_from_csv(tmp_path/"t.csv", place/"pictures", split="partition")

@@ -251,7 +251,7 @@ SIZES = dict(CelebA=162_770, LFWA=6_263, WIDER=28_345, Berkeley=4_013)   # train
 def _trained(r, samples) -> dict:
     "A recipe on so many samples, as a table shows it"
     steps, _ = r.length_on(samples)
-    return dict(training_samples=samples, batch=r.bs, iterations=steps, passes=round(steps/batches(samples, r.bs), 2), ends_when_flat=r.patience or "",
+    return dict(training_samples=samples, batch=r.bs, iterations=steps, epochs=round(steps/batches(samples, r.bs), 2), ends_when_flat=r.patience or "",
                 optimizer=r.optimizer, rate=r.lr, schedule=function_name(r.schedule), momentum=r.mom, decay=r.wd,
                 group_rates=r.group_lrs or "", augment=moves_said(r.augment))
 

@@ -157,7 +157,7 @@ def printed_set(
 # %% ../nbs/30_methods.ipynb #afeebb88
 VGG_RECIPE = Recipe(lr=1e-2, iterations=101_730, bs=32, optimizer="nesterov", schedule=partial(poly, power=.9, hold=10), wd=5e-4,
                     augment=MIRROR)
-SA_RECIPE = replace(VGG_RECIPE, bs=16)  # 16 pictures of each task: 10 passes over CelebA, where the older models make 20
+SA_RECIPE = replace(VGG_RECIPE, bs=16)  # 16 pictures of each task: 10 epochs over CelebA, where the older models make 20
 SMALL_SET = 30_000  # iterations on the small sets: what the authors' later code trains on LIP, of the size of WIDER; the paper is silent
 
 METHODS: dict[str, Method] = {}
@@ -320,7 +320,7 @@ def _g2s_recipe(iterations, patience=None):
                   group_lrs=(1, 3, 5, 8), augment=PATCHES, patience=patience)
 
 JOINT_RECIPE, ONE_RECIPE = _g2s_recipe(120_000), _g2s_recipe(40_000)
-ONE_LFWA = dict(recipe=_g2s_recipe(40_000, patience=20))   # passes without a rise; the paper is silent
+ONE_LFWA = dict(recipe=_g2s_recipe(40_000, patience=20))   # epochs without a rise; the paper is silent
 G2S_LFWA = dict(recipe=_g2s_recipe(120_000, patience=20), tune=ONE_LFWA["recipe"])
 
 def _joint_net(b):

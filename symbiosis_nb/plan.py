@@ -211,7 +211,7 @@ def _parts(piece):
     return counts["train"], counts["valid"], counts["test"]
 
 def length(piece: Piece) -> tuple:
-    "Steps and passes over the training part; of a recipe that may stop early, the most"
+    "Steps and epochs over the training part; of a recipe that may stop early, the most"
     return recipe_of(piece).length_on(_parts(piece)[0])
 
 def _left(piece, epochs):

@@ -72,10 +72,10 @@ class Recipe:
 
     def length_on(self,
         samples: int,   # of the training part
-    ) -> tuple:         # steps, passes
+    ) -> tuple:         # steps, epochs
         "How long a training is on so many samples; of one that may stop early, the most"
-        steps = batches(samples, self.bs); passes = self.epochs_on(steps)
-        return self.iterations or passes*steps, passes
+        steps = batches(samples, self.bs); epochs = self.epochs_on(steps)
+        return self.iterations or epochs*steps, epochs
 
     def stored(self, size: tuple) -> tuple:
         "Height and width of stored pictures, given what the model sees"

@@ -1,4 +1,6 @@
 "Recipes are what the papers say: iterations and not epochs, decay in the gradient, a set's own length; and what a run learns from stands in it."
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,10 +189,18 @@ def test_the_table_of_recipes_has_all_that_is_trained():
     se = paper_recipe("pse_a", trunk="se_resnet50")
     assert (se["trunk"], se["weights"], se["iterations"], se["batch"], se["rate"]) == ("se_resnet50", "imagenet", 10_000, 256, 1e-4)
     parser, drawn = helper_recipes()
-    assert (parser["training_samples"], drawn["training_samples"], drawn["passes"]) == (2230, 2000, 200)
-    kept = pd.read_csv(Path(__file__).parents[1]/"reports"/"recipes.csv", keep_default_na=False)
-    assert {"parser of masks", "generator of abstraction images"} <= set(kept.method) and "se_resnet50" in set(kept.trunk)
-    naive = kept[kept.method == "naive"].note.iloc[0]
+    assert (parser["training_samples"], drawn["training_samples"], drawn["epochs"]) == (2230, 2000, 200)
+
+
+def test_the_kept_table_of_recipes_is_current(tmp_path):
+    "README sends people there: what it says is what would train today"
+    root, file = Path(__file__).parents[1], tmp_path/"recipes.csv"
+    subprocess.run([sys.executable, str(root/"scripts"/"recipes.py"), str(file)], check=True)
+    assert file.read_text() == (root/"reports"/"recipes.csv").read_text(), "run scripts/recipes.py"
+    kept = pd.read_csv(file, keep_default_na=False).set_index(["method", "data"])
+    assert {"parser of masks", "generator of abstraction images"} <= set(kept.index.get_level_values(0)) and "se_resnet50" in set(kept.trunk)
+    assert kept.loc[[("pse_b", "LFWA")]].training_samples.tolist() == ["75156"]   # 6,263 pictures and eleven copies of each (pse, 1)
+    naive = kept.loc[[("naive", "CelebA")]].note.iloc[0]
     assert naive == get_method("naive").note and "bilinear" not in naive
 
 

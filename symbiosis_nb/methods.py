@@ -22,7 +22,7 @@ from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath, PhotoNet
 from .models.backbones import Backbone, backbone
-from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
+from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UngatedSSG, UnparsedSA
 from .models.gating import SSGNet
 from .models.ladder import BLAN
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
@@ -210,6 +210,7 @@ def _sa_alone(b): return UnparsedSA(_sa(replace(b, n_regions=len(HELEN.names))))
 def _ssp(b): return SSPNet(b.trunk(), b.n, **b.options)
 def _ssp_template(b): return TemplateSSP(b.trunk(), b.n, b.n_regions, b.size, **b.options)
 def _ssp_grid(b): return GridSSP(b.trunk(), b.n, **b.options)
+def _ssg_ungated(b): return UngatedSSG(b.trunk(), b.n, **b.options)
 def _naive(b): return NaiveNet(b.trunk(3 + b.n_regions), b.n)   # masks behind the picture
 
 register(
@@ -238,6 +239,8 @@ register(_symbiosis("avg_pool_bn", "Avg. pooling behind a BN", None, lambda b: N
                  note="every picture gets the mean of the training pictures' masks: a control, in no paper"),
          replace(METHODS["ssp"], name="ssp_grid", title="SSP, a grid of nine", rows=(), needs=None, build=_ssp_grid,
                  note="three times three equal cells in place of regions: a control, in no paper"),
+         replace(METHODS["ssg"], name="ssg_ungated", title="SSG, not gated", rows=(), needs=None, build=_ssg_ungated,
+                 note="SSG's block with no region to gate it, in the place of the same block: a control, in no paper"),
          replace(METHODS["ssp_ssg"], name="avg_pool_twice", title="Avg. pooling, two", rows=(), parts=("avg_pool", "avg_pool"),
                  note="two networks that differ by their seeds, averaged as SSP + SSG are: a control, in no paper"), listed=False)
 

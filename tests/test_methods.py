@@ -16,7 +16,7 @@ from symbiosis_nb.published import PAPERS, golden
 from symbiosis_nb.runs import Predictor, build_model, run
 
 torch.set_num_threads(2)
-CONTROLS = [get_method(n) for n in ("avg_pool_bn", "sa_alone", "ssp_template", "ssp_grid")]
+CONTROLS = [get_method(n) for n in ("avg_pool_bn", "sa_alone", "ssp_template", "ssp_grid", "ssg_ungated")]
 TRAINED = [m for m in METHODS.values() if m.build] + CONTROLS
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from symbiosis_nb.models.abstraction import AbstractionNet, DualPath
 from symbiosis_nb.models.backbones import backbone
 from symbiosis_nb.models.contract import AttributeModel, hooks
-from symbiosis_nb.models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
+from symbiosis_nb.models.controls import GridSSP, NormedAvgPool, TemplateSSP, UngatedSSG, UnparsedSA
 from symbiosis_nb.models.gating import Averaged, SSGNet
 from symbiosis_nb.models.ladder import BLAN
 from symbiosis_nb.models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
@@ -45,7 +45,7 @@ MODELS = {
     "ssp": (lambda: SSPNet(small(), 4), "where"), "ssp_template": (lambda: TemplateSSP(small(), 4, 3, SIZE), "where"),
     "ssp_grid": (lambda: GridSSP(small(), 4), "where"), "bbox": (lambda: BBoxNet(small(), 4), "where"),
     "naive": (lambda: NaiveNet(small(in_channels=6), 4), ""), "avg_pool_bn": (lambda: NormedAvgPool(small(), 4), ""),
-    "ssg": (lambda: SSGNet(small(), 4, 3), ""),
+    "ssg": (lambda: SSGNet(small(), 4, 3), ""), "ssg_ungated": (lambda: UngatedSSG(small(), 4), ""),
     "averaged": (lambda: Averaged([AvgPool(small(), 4), SPPNet(small(), 4)]), ""),
     "sa": (lambda: SANet(small(), 4, 3), "where parse training_outputs"), "sa_alone": (lambda: UnparsedSA(SANet(small(), 4, 3)), "where"),
     "blan": (lambda: BLAN(4, small(), SIZE), "where loss training_outputs sgd_parameters"),

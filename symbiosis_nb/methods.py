@@ -22,13 +22,14 @@ from .data.loaders import MIRROR, PATCHES
 from .losses import euclidean, masked_bce
 from .models.abstraction import AbstractionNet, DualPath, PhotoNet
 from .models.backbones import Backbone, backbone
-from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UngatedSSG, UnparsedSA
+from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
 from .models.gating import SSGNet
 from .models.ladder import BLAN
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
 from .models.position import GroupNet, PSENet
 from .models.specific import JointNet
 from .models.symbiotic import SANet
+from .models.ungated import UngatedSSG
 from .needs.base import Need, get_need
 from .recipes import (DEMO, PROFILES, SIX, Generator, Profile, Recipe, batches, constant, fine_tuning,  # people look for them here
                                   hold_then_linear,

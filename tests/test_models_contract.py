@@ -10,13 +10,14 @@ from torch import nn
 from symbiosis_nb.models.abstraction import AbstractionNet, DualPath
 from symbiosis_nb.models.backbones import backbone
 from symbiosis_nb.models.contract import AttributeModel, hooks
-from symbiosis_nb.models.controls import GridSSP, NormedAvgPool, TemplateSSP, UngatedSSG, UnparsedSA
+from symbiosis_nb.models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
 from symbiosis_nb.models.gating import Averaged, SSGNet
 from symbiosis_nb.models.ladder import BLAN
 from symbiosis_nb.models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
 from symbiosis_nb.models.position import GroupNet, PSENet
 from symbiosis_nb.models.specific import JointNet
 from symbiosis_nb.models.symbiotic import SANet
+from symbiosis_nb.models.ungated import UngatedSSG
 
 ROOT = Path(__file__).parents[1]
 ROOMS = sorted(f"symbiosis_nb.models.{p.stem}" for p in (ROOT/"symbiosis_nb"/"models").glob("*.py") if p.stem != "__init__")

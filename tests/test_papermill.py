@@ -50,7 +50,7 @@ def test_unknown_parameter_is_refused(tmp_path, cache):
     assert done.returncode != 0 and "unknown parameter 'profil'" in done.stderr
 
 
-@pytest.mark.parametrize("name, asked, says", [("celeba", ["methods", "avg_pol ssp"], "did you mean avg_pool?"), ("celeba", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["seeds", 0], "1 or more, not 0"), ("pse", ["profile", "paper"], "weights that no package brings")])
+@pytest.mark.parametrize("name, asked, says", [("celeba", ["methods", "avg_pol ssp"], "did you mean avg_pool?"), ("celeba", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["once", "avg_pool"], "method avg_pool is named 2 times"), ("lfwa", ["seeds", 0], "seeds is 0: give a whole number, 1 or more"), ("pse", ["profile", "paper"], "weights that no package brings")])
 def test_what_cannot_be_meant_is_refused_before_data(name, asked, says, tmp_path, cache):
     done = papermill(ROOT/"nbs"/f"reproduce_{name}.ipynb", tmp_path/"out.ipynb", "-p", *asked, cwd=tmp_path, cache=tmp_path/"empty")
     assert done.returncode != 0 and says in done.stderr and not (tmp_path/"empty"/"synthetic").exists()

@@ -207,7 +207,7 @@ def _split_name(sheet, split):
     "The column of the parts; None where there is none and nobody asked for another than the usual one"
     if split is None: return None
     if split != "split" or _called(sheet, (split,)): return sheet_name(sheet, split)
-    says = lambda cells: all(c.lower() in part_words(cells) for c in cells)   # another column of that name may be an attribute
+    says = lambda cells: {c.lower() for c in cells} <= {*part_words(cells)}   # another column of that name may be an attribute
     return next((c for c, cells in sheet.columns.items() if c.lower() in PARTS and says(cells)), None)
 
 def _say(sheet, used, identity, labels, notes):

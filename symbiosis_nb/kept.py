@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'NETWORK_FILES', 'NAMED', 'NoWeights', 'whole_file', 'Kept', 'is_finished', 'missing_files', 'labelled',
-           'score', 'Run', 'region_names', 'with_weights', 'answered', 'check_rows', 'check_attributes',
+           'score', 'Run', 'region_names', 'with_weights', 'answered', 'check_rows', 'settings_of', 'check_attributes',
            'check_pictures', 'keep', 'keep_arrays', 'keep_helper', 'mixed_order', 'mixed_orders', 'in_order',
            'nameless', 'keep_small', 'rows_said', 'keep_readings', 'kept_rows', 'kept_runs', 'named_again']
 
@@ -207,13 +207,13 @@ def check_rows(
     for r in runs:
         before = rows.setdefault(r.method, [])
         same = [b for b in before if b.config["seed"] == r.config["seed"]]
-        differs = sorted(_settings(r).items() - _settings(before[0]).items()) if before else []
+        differs = sorted(settings_of(r).items() - settings_of(before[0]).items()) if before else []
         if same: said = f"is here twice with seed {r.config['seed']}: {same[0].folder} and {r.folder}"
         elif differs: said = f"was trained in two ways: {before[0].folder}, and {r.folder} with {', '.join(f'{k}={v}' for k, v in differs)}"
         else: before.append(r); continue
         raise DataError(f"{r.method} {said}. Leave one out, or tell them apart by a name: Run(folder, 'mine')")
 
-def _settings(r):
+def settings_of(r):
     "What a run was trained with, as `name: text`"
     config, profile = r.config, r.config.get("profile", {})
     asked = {k: config.get(k) for k in ("data", "parsing", "options", "on_bad", "code")} | dict(started="start" in config)

@@ -145,7 +145,7 @@ def best_thresholds(
 ) -> dict:                       # name in `TUNED` -> (NA,) thresholds on the logit; 0 where nothing can be tuned
     "The threshold of each attribute that is best on the given (validation) scores, for accuracy and for balanced accuracy"
     s, y, k, _, _ = _prepare(scores, labels, known, None)
-    grid = np.vstack([np.quantile(s, np.linspace(0, 1, steps), axis=0), np.zeros(s.shape[1])])
+    grid = np.vstack([s.min(0) - 1, np.quantile(s, np.linspace(0, 1, steps), axis=0), np.zeros(s.shape[1])])   # the first: yes to all
     tried = [_at_thresholds(*columns) for columns in zip(s.T, y.T, k.T, grid.T)]
     best = {}
     for name in TUNED:
@@ -212,7 +212,10 @@ def reference_frame(
     "What a constant answer gets: the training part's majority, and the prevalence"
     constant = np.broadcast_to(np.nan_to_num(train_prevalence) - .5, np.shape(labels))
     y, k = np.asarray(labels, float), np.asarray(known, float)
-    return pd.DataFrame(dict(accuracy=accuracy(constant, y, k), AP=_ratio((y*k).sum(0), k.sum(0)), balanced_accuracy=.5, AUROC=.5),
+    positive, negative = (y*k).sum(0), ((1 - y)*k).sum(0)
+    half = np.where((positive > 0) & (negative > 0), .5, np.nan)   # where a method's score is not defined, this one is not either
+    floor = np.where(positive > 0, _ratio(positive, k.sum(0)), np.nan)
+    return pd.DataFrame(dict(accuracy=accuracy(constant, y, k), AP=floor, balanced_accuracy=half, AUROC=half),
                         index=pd.Index(vocab.names, name="attribute"))
 
 def group_means(frame: pd.DataFrame, vocab: AttributeVocab) -> pd.DataFrame:

@@ -208,7 +208,8 @@ def difference_bars(
     fig, ax = plt.subplots(figsize=(7.5, .28*len(frame) + .9), layout="constrained")
     ax.axvline(0, color="grey", lw=.8)
     for y, row in zip(range(len(frame))[::-1], frame.itertuples()):
-        colour = "0.55" if row.low <= 0 <= row.high else "black"
+        same_side = np.signbit(row.low) == np.signbit(row.high) and (row.low or row.high)   # -0.00 is below: rounding keeps the sign
+        colour = "black" if same_side else "0.55"
         ax.plot([row.low, row.high], [y, y], color=colour, lw=1.3); ax.plot(row.difference, y, "o", ms=4.5, color=colour)
     ax.set_yticks(range(len(frame))[::-1], frame.index, fontsize=8); ax.set_xlabel(f"difference in {unit}")
     ax.set_ylim(-.7, len(frame) - .3)

@@ -45,7 +45,7 @@ def image_means(
     "Means over pictures with bootstrap replicates"
     weights, out = stats.cluster_weights(identity, len(next(iter(values.values()))), replicates), {}
     for (row, seed), v in values.items(): out.setdefault(row, {})[seed] = float(np.mean(v)), weights @ v/weights.sum(1)
-    return {row: Mean(by_seed) for row, by_seed in out.items()}
+    return stats.with_seeds({row: Mean(by_seed) for row, by_seed in out.items()})
 
 # %% ../nbs/53_readings.ipynb #5949ec57
 @torch.no_grad()
@@ -107,10 +107,10 @@ def _encoder_shares(r, table, n):
     return {term: np.array([row[term] for row in rows]) for term in rows[0]}
 
 # %% ../nbs/53_readings.ipynb #46a6a492
-def places_filled(maps: Tensor) -> Tensor:  # (B, C, h, w), negative values count as none -> (B, C) in (0, 1]
+def places_filled(maps: Tensor) -> Tensor:  # (B, C, h, w), negative values count as none -> (B, C) in (0, 1]; NaN for an empty map
     "The effective share of places that a map fills: exp(entropy) of its values over their number"
     p = maps.float().relu().flatten(2)
-    p = p/p.sum(2, keepdim=True).clamp(min=1e-12)
+    p = p/p.sum(2, keepdim=True)
     return torch.exp(-(p*torch.log(p.clamp(min=1e-12))).sum(2))/p.shape[2]
 
 def locality(
@@ -125,7 +125,7 @@ def locality(
         for batch in unseen(r, table, slice(limit)):
             maps = last_maps(r.folder, batch[0]).detach().cpu().float()
             strongest = maps.mean((2, 3)).topk(min(channels, maps.shape[1]), dim=1).indices
-            out.append((1 - places_filled(maps).gather(1, strongest)).mean(1))
+            out.append((1 - places_filled(maps).gather(1, strongest)).nanmean(1))
         return dict(test_locality=every_row(r, torch.cat(out).numpy()))
     found = reading(r, "locality", ask, places_filled, last_maps, channels, limit, tested_on(table))["test_locality"]
     return found[~np.isnan(found)]

@@ -38,6 +38,7 @@ class Card:
     dataset: str | None = None # whose printed numbers stand beside, as in `published`; None: the table's own; "": nobody's
     def __post_init__(self):
         check_rows(self.runs); check_attributes(self.runs, self.table)
+        self.found = {}   # metric -> `means`
         if self.dataset is None: self.dataset = printed_set(self.table.name, self.table.names)
 
     @property
@@ -101,13 +102,6 @@ def samples(self: Card) -> str:
     "What is counted: images, or boxes of people in them"
     return "boxes" if self.table.frame == "box" else "images"
 
-@patch(as_prop=True)
-def covers(self: Card) -> str:
-    "What the intervals resample"
-    who, n = "images" if self.runs[0].identity is None else "people", [len(self.of(m)) for m in self.methods]
-    if min(n) > 1: return f"{who} and seeds"
-    return f"{who}, and seeds where a method has several" if max(n) > 1 else f"{who}, not seeds: there is one per method"
-
 # %% ../nbs/50_report.ipynb #d1d487ef
 @patch
 def stands_for(self: Card, method: str) -> str:
@@ -157,18 +151,35 @@ def reference_rows(self: Card) -> list:
     return [*rows, dict(method="labels before noise (limit)", seeds="", **limit)]
 
 @patch
-def mean(self: Card, method: str, metric: str) -> stats.Mean:
-    "One number of a card, seed by seed, in shares of one; of `HEADLINE` or `stats.INSTANCE`"
+def means(self: Card, metric: str) -> dict:  # method -> `stats.Mean`
+    "One number of every row, seed by seed, in shares of one; of `HEADLINE` or `stats.INSTANCE`. What another seed would change is pooled over all rows"
+    if metric in self.found: return self.found[metric]
     def one(key):
         if metric in stats.INSTANCE: return tuple(found[metric] for found in self.per_image[key])
         return self.scored[("selected", *key)][metric].mean(), stats.mean_known(self.each[(*key, metric)])
-    return stats.Mean({r.config["seed"]: one((method, r.config["seed"])) for r in self.of(method)})
+    rows = {m: stats.Mean({r.config["seed"]: one((m, r.config["seed"])) for r in self.of(m)}) for m in self.methods}
+    self.found[metric] = stats.with_seeds(rows)
+    return self.found[metric]
+
+@patch
+def mean(self: Card, method: str, metric: str) -> stats.Mean:
+    "One of the `means` of a card"
+    return self.means(metric)[method]
 
 @patch
 def mean_with_interval(self: Card, method: str, metric: str) -> tuple:  # mean over seeds, low, high
     "One number of a card with its 95 % interval, in shares of one"
     found = self.mean(method, metric)
     return found.value, *found.interval
+
+@patch(as_prop=True)
+def covers(self: Card) -> str:
+    "What the intervals resample"
+    who, n = "images" if self.runs[0].identity is None else "people", [len(self.of(m)) for m in self.methods]
+    if max(n) == 1: return f"{who}, not seeds: there is one per method"
+    free = stats.seed_spread(self.means("accuracy"))[-1]
+    known = "" if free >= stats.FEWEST else f", too few to know ({free} degree{'s' if free > 1 else ''} of freedom): they may be too narrow"
+    return f"{who} and seeds (what another would change, from the rows that have several{known})"
 
 @patch
 def score_row(self: Card, method: str) -> dict:
@@ -302,14 +313,14 @@ def attribute_differences(self: Card,
 ) -> tuple:                      # frames attribute x method, the best first: points, and whether the difference is significant
     "Every method's paired difference to the baseline, attribute by attribute"
     baseline, names, found, marked = against or self.baseline, list(self.table.names), {}, {}
+    one = lambda m, s: (self.scored["selected", m, s][metric].values, self.each[m, s, metric])
+    means = stats.with_seeds({m: stats.Mean({r.config["seed"]: one(m, r.config["seed"]) for r in self.of(m)}) for m in self.methods})
     for m in (m for m in self.ranked if m != baseline and not self.one_run(m, baseline)):
-        seeds = [r.config["seed"] for r, _ in self.pairs(m, baseline)]
-        value = sum(self.scored["selected", m, s][metric] - self.scored["selected", baseline, s][metric] for s in seeds)/len(seeds)
-        drawn = stats.over_seeds([self.each[m, s, metric] - self.each[baseline, s, metric] for s in seeds])
-        there = value.notna().values
-        low, high = stats.simultaneous(value.values[there], drawn[:, there])
+        d = means[m] - means[baseline]; value, drawn = d.value, d.drawn
+        there = ~np.isnan(value)
+        low, high = stats.simultaneous(value[there], drawn[:, there])
         mark = np.zeros(len(names), bool); mark[there] = (low > 0) | (high < 0)
-        found[self.title(m)], marked[self.title(m)] = 100*value.values, mark
+        found[self.title(m)], marked[self.title(m)] = 100*value, mark
     return pd.DataFrame(found, index=names).round(2), pd.DataFrame(marked, index=names)
 
 # %% ../nbs/50_report.ipynb #e98833fe

@@ -98,6 +98,7 @@ def test_a_difference_is_of_the_seeds_in_common_and_has_its_sign(tmp_path):
     gap = share(rows["a", 0][0], y) - share(rows["b", 0][0], y); d = card.difference("a", "b", "accuracy")
     assert d["difference"] == pytest.approx(gap) and gap > 0 and d["low"] < gap < d["high"] and d["seeds"] == 1
     assert card.comparisons("AP").loc["a − b", "difference in accuracy"] == f"{100*gap:+.2f}"
+    card = card_of(tmp_path/"one seed each", {k: v for k, v in rows.items() if k[1] == 0}, y)
     value, low, high = card.mean_with_interval("b", "AP"); _, drawn = card.mean("b", "AP").by_seed[0]
     np.testing.assert_allclose([low, high], np.percentile(drawn, [2.5, 97.5]) - drawn.mean() + value)   # free of the bootstrap's bias
 

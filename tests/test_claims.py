@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symbiosis_nb import metrics, published, stats
+from symbiosis_nb import metrics, plot, published, stats
 from symbiosis_nb.claims import (AS_EQUAL, NEEDS, NOT_TESTED, Ledger, Scored, cannot_ask, claims_across, coverage, judge, kept_difference, kept_ledger, ledger_counts, order_of,
                                  run_differs)
 from helpers import picture_table
@@ -258,3 +258,35 @@ def test_two_kept_reports_against_each_other():
     assert both == {0, 1} and len(of[0]) == 3
     assert f"| Avg. pooling | {gap:+.2f} [" in shown and "Inception" not in shown
     assert "| SSP | +0.00 [0.00, 0.00] | +0.00 [0.00, 0.00] |" in kept_difference(reports/"lfwa_short_official", reports/"lfwa_short_official")
+
+
+def test_one_run_under_two_names_is_not_compared(case):
+    "Whichever seed it has"
+    predictions, who = case
+    shared = {("a", 0): predictions["a", 0], ("a", 1): predictions["a", 1], ("b", 1): predictions["a", 1]}
+    pair = [("a", "b", "greater")]
+    assert cannot_ask(pair, Scored(shared, NAMES, who)) == "one run serves a and b" and not cannot_ask(pair, Scored(predictions, NAMES, who))
+
+
+def test_where_a_difference_stands_is_asked_before_it_is_rounded():
+    below = Mean({0: (-.0011, np.linspace(-.00222, .00002, 1001))})   # 95 % of it: [-0.216, -0.004] in points
+    row = Ledger("all", "x").own({"accuracy": [("a − b", below)]}).loc["a − b"]
+    assert row.verdict == "below" and row.interval.endswith(" -0.00]")
+    bars = plot.difference_bars(pd.DataFrame(dict(difference=["-0.11", "0.20", "0.00"], low=["-0.21", "-0.10", "0.00"], high=["-0.00", "0.50", "0.00"]), index=list("abc")))
+    assert [line.get_color() for line in bars.axes[0].lines[1::2]] == ["black", "0.55", "0.55"]
+
+
+def test_rows_that_differ_in_more_are_named_and_left_out():
+    "Epochs are compared, and general-to-specific's first step had another rate in four epochs: its code differs"
+    reports = ROOT/"reports"
+    shown = kept_difference(reports/"lfwa_official", reports/"lfwa_short_official", only=("recipe epochs",))
+    table, _, rest = shown.partition("Not compared, since more differs: ")
+    assert "| SSP |" in table and "G2S" not in table and "G2S, step 1 (code)" in rest
+
+
+def test_what_no_picture_decides_is_cost(tmp_path):
+    "Parameters in a report of faces; a claim that excludes plain losses is not read from runs with one"
+    rows = [dict(id="pse-08", data="counted", differs=""), dict(id="pse-01", data="CelebA (aligned)", differs="trunk small in place of alexnet_bn"),
+            dict(id="symbiosis-08", data="CelebA (aligned)", differs="trained with the plain loss, the claim is about balanced fine-tuning")]
+    (tmp_path/"pse_46k").mkdir(); pd.DataFrame(rows).to_csv(tmp_path/"pse_46k"/"claims.csv")
+    assert kept_ledger(tmp_path).set_index("id").measured_on.to_dict() == {"pse-08": "cost", "pse-01": "46k, small"}

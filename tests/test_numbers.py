@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics as skm
 import torch
 import torch.nn.functional as F
-from scipy.stats import norm, permutation_test
+from scipy.stats import norm, permutation_test, t
 
 from symbiosis_nb import losses, metrics as M, stats
 from symbiosis_nb.vocab import AttributeVocab
@@ -232,3 +232,47 @@ def test_the_joint_loss_passes_its_weights_on():
     maps, labels, weights = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8)), (torch.tensor([2., 3, 5]), torch.tensor([7., 11, 13]))
     found = losses.JointLoss(.25, "labels", weights)((logit, maps), target, labels)
     close(found.item(), (losses.masked_bce(logit, target, weights) + .25*losses.parsing_ce(maps, labels, "labels")).item(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows,seeds,spread,most", [(10, 2, .6, .09), (2, 3, .6, .09), (1, 5, .35, .09), (2, 2, .6, .15)])
+def test_equal_rows_are_told_apart_as_rarely_as_95_percent_says(rows, seeds, spread, most):
+    "Two equal means whose seeds lie apart: drawn with replacement, two seeds of them called 29 pairs of 100 different, three 18"
+    rng, wrong = np.random.default_rng(3), 0
+    for _ in range(300):
+        people, drawn = rng.normal(0, .15), rng.normal(0, .15, 400)
+        one = lambda of: {s: (v, v + of*drawn) for s, v in enumerate(of*people + rng.normal(0, spread, seeds))}
+        low, high = stats.with_seeds({r: stats.Mean(one(r == 0)) for r in range(rows)})[0].interval
+        wrong += not low <= 0 <= high
+    assert wrong/300 < most
+
+
+def test_a_row_with_one_seed_learns_from_those_with_several():
+    "Rows plus seeds fitted by hand: what a seed does to all alike is in no difference, what it does to one row is"
+    alike, people = np.array([.1, -.1]), np.zeros(20_000)
+    own = {"a": .02, "b": -.02, "c": .01, "d": -.01}
+    rows = {r: stats.Mean({s: (.5 + alike[s] + d*(1 - 2*s), people + .5 + alike[s] + d*(1 - 2*s)) for s in (0, 1)}) for r, d in own.items()}
+    common, apart, free = stats.seed_spread(rows)
+    left = np.array([d*(1 - 2*s) for d in own.values() for s in (0, 1)])   # their means over rows and over seeds are 0
+    close(apart, np.sqrt((left**2).sum()/3)); assert free == 3
+    total = np.array([alike[s] + d*(1 - 2*s) for d in own.values() for s in (0, 1)])
+    close(common, np.sqrt((total**2).sum()/4 - apart**2))
+    told = stats.with_seeds(rows | {"e": stats.Mean({0: (.5, people + .5)})})
+    reach = lambda m: np.ptp(m.interval)/2
+    assert abs(reach(told["e"] - told["a"]) - t.ppf(.975, 4)*apart*2**.5) < .002 and reach(told["e"] - told["e"]) == 0
+    assert abs(reach(told["a"] - told["b"]) - t.ppf(.975, 4)*apart) < .002   # two seeds each: over the root of two
+    alone = stats.with_seeds({"e": rows["a"], "f": rows["a"]})
+    assert stats.seed_spread(alone) is not None and stats.seed_spread({"e": told["e"]}) is None   # one run in two rows counts once
+
+
+def test_nothing_is_said_of_what_is_not_defined():
+    assert stats.verdict(np.nan, np.nan, gap=np.nan) == "cannot tell"
+    y, known = np.array([[0., 1, 1], [0, 0, 1], [0, 1, 1]]), np.ones((3, 3))
+    floor = M.reference_frame(y, known, [.5, .5, .5], AttributeVocab("three", ("nobody", "some", "all"), {"all": ("nobody", "some", "all")}))
+    assert np.isnan(floor.AP["nobody"]) and floor.AP.mean() == pytest.approx((2/3 + 1)/2)
+    assert floor.AUROC.notna().tolist() == floor.balanced_accuracy.notna().tolist() == [False, True, False]
+
+
+def test_a_threshold_may_say_yes_to_all():
+    "Scores below 0 on validation where everyone has the attribute"
+    at = M.best_thresholds(np.full((4, 1), -1.), np.ones((4, 1)))["accuracy"]
+    assert (np.full((4, 1), -1.) > at).all()

@@ -178,8 +178,8 @@ def covers(self: Card) -> str:
     who, n = "images" if self.runs[0].identity is None else "people", [len(self.of(m)) for m in self.methods]
     if max(n) == 1: return f"{who}, not seeds: there is one per method"
     free = stats.seed_spread(self.means("accuracy"))[-1]
-    known = "" if free >= stats.FEWEST else f", too few to know ({free} degree{'s' if free > 1 else ''} of freedom): they may be too narrow"
-    return f"{who} and seeds (what another would change, from the rows that have several{known})"
+    known = "" if free >= stats.FEWEST else f"; {free} degree{'s' if free > 1 else ''} of freedom: hardly known, and intervals may be too narrow"
+    return f"{who} and seeds (their spread is pooled over the rows with several{known})"
 
 @patch
 def score_row(self: Card, method: str) -> dict:

@@ -97,7 +97,7 @@ def test_each_score_has_its_own_threshold(card):
 
 
 def test_intervals_say_what_they_cover(card, seeded, tmp_path):
-    assert card.covers == "people, not seeds: there is one per method" and seeded.covers == "people and seeds (what another would change, from the rows that have several, too few to know (1 degree of freedom): they may be too narrow)"
+    assert card.covers == "people, not seeds: there is one per method" and seeded.covers == "people and seeds (their spread is pooled over the rows with several; 1 degree of freedom: hardly known, and intervals may be too narrow)"
     one, two = (write_html(c, tmp_path/"r.html").read_text() for c in (card, seeded))
     assert "people and seeds" not in one and "people and seeds" in two
     mixed = Card([*seeded.runs[:2], seeded.runs[2]], seeded.table, 10)

@@ -374,3 +374,31 @@ def test_codes_are_not_guessed_where_one_is_missing(place, tmp_path):
     pd.DataFrame([(named(i, "relative"), i % 2, i//2 % 2) for i in range(N)], columns=["picture", "partition", "Smiling"]).to_csv(tmp_path/"t.csv", index=False)
     assert table_from_csv(tmp_path/"t.csv", place/"pictures").names == ("partition", "Smiling")   # of hair, for example
     with pytest.raises(DataError, match="codes only where 0, 1 and 2 all stand"): table_from_csv(tmp_path/"t.csv", place/"pictures", split="partition")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    "Pictures 0.png to 29.png, and a writer of tables of them: a row's number, the picture's, more cells"
+    for i in range(30): Image.new("RGB", (40, 30), (8*i, 0, 0)).save(tmp_path/f"{i}.png")
+    def write(header, images, more=lambda i: (i % 2,)):
+        (tmp_path/"t.csv").write_text("\n".join([header, *(",".join(map(str, (i, image, *more(i)))) for i, image in enumerate(images))])); return tmp_path/"t.csv"
+    return write
+
+
+@pytest.mark.parametrize("images", [[i//2 for i in range(30)], [29 - i for i in range(10)], [31, *range(29, 20, -1)]], ids=["two boxes each", "a subset", "one is lost"])
+def test_a_rows_number_is_not_taken_for_a_picture(numbered, images):
+    "Both columns name pictures, without endings, and others: the one that is meant must be said"
+    boxed = numbered("id,image_id,x,y,w,h,hat", images, lambda i: (3, 4, 20, 20, i % 2))
+    for on_missing in ("raise", "skip"):
+        with pytest.raises(DataError, match="all name pictures of .*: say which, pictures="): table_from_csv(boxed, box="x y w h", on_missing=on_missing)
+    table = table_from_csv(boxed, box="x y w h", pictures="image_id", on_missing="skip")
+    assert [int(p.stem) for p in table.paths] == [i for i in images if i < 30] and not any("without their endings" in n for n in table.notes)
+
+
+def test_columns_with_another_job_name_no_pictures(numbered):
+    "Sizes of boxes, people and labels are numbers as well: one column names the pictures, which is said"
+    csv = numbered("person_id,image,x,y,w,h,hat,split", range(29, -1, -1), lambda i: (i % 9, 4, 20, 19 - i % 9, i % 2, ("train", "valid", "test")[i % 3]))
+    table = table_from_csv(csv, box="x y w h")
+    assert [int(p.stem) for p in table.paths] == list(range(29, -1, -1)) and "image names the pictures, without their endings" in table.notes
+    csv = numbered("image,copy,hat", range(30))   # both mean the same pictures
+    assert [int(p.stem) for p in table_from_csv(csv).paths] == list(range(30))

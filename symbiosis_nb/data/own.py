@@ -198,6 +198,11 @@ def _named(sheet, given):
     "Columns by the names that were given, in one text or a list; none for None"
     return [sheet_name(sheet, n) for n in (() if given is None else words(given) if isinstance(given, str) else given)]
 
+def _taken(sheet, attributes=None, split="split", identity=None, box=None, landmarks=None, **_):
+    "The columns that are given, or found by their names, for another job than to name the pictures"
+    jobs = *_named(sheet, box), *_named(sheet, landmarks), _split_name(sheet, split), _called(sheet, PEOPLE) if identity is None else sheet_name(sheet, identity)
+    return {*jobs, *(() if attributes is None else asked_names(attributes, sheet.columns))}
+
 def _landmarks(sheet, names):
     "Five points from ten columns"
     if len(names) != 10: raise DataError(f"{sheet.source}: landmarks are {len(names)} columns, expected ten: x, y of both eyes, the nose, both corners of the mouth")
@@ -238,7 +243,7 @@ def table_from_csv(
     "Your own table. Labels are 0/1, -1/1, True/False, yes/no, or empty where unknown; raises one `DataError` for all faults, with row and column"
     csv = as_path(csv); sheet = read_sheet(csv)
     files = Pictures(csv.parent if images is None or images == "" else images)
-    column = sheet_name(sheet, pictures) if pictures else path_column(sheet, files)
+    column = sheet_name(sheet, pictures) if pictures else path_column(sheet, files, _taken(sheet, attributes, split, identity, box, landmarks))
     sheet, paths = _with_pictures(sheet, column, files, on_missing)
     return build_table(sheet, paths, name or csv.stem, column, attributes, split, identity, box, groups, landmarks, frame, contradictions,
                        valid_share, test_share, seed)
@@ -283,7 +288,7 @@ def table_from_parquet(
     if paths is not None and on_missing != "raise": raise ValueError(f"{root}: its pictures are embedded, so none is missing: leave on_missing out")
     if paths is not None: return build_table(sheet, paths, name or root.stem, **kwargs)
     files = Pictures(images or (root if root.is_dir() else root.parent))
-    column = sheet_name(sheet, pictures) if pictures else path_column(sheet, files)
+    column = sheet_name(sheet, pictures) if pictures else path_column(sheet, files, _taken(sheet, **kwargs))
     sheet, paths = _with_pictures(sheet, column, files, on_missing)
     return build_table(sheet, paths, name or root.stem, column, **kwargs)
 

@@ -162,7 +162,11 @@ class Pictures:
         except (OSError, ValueError): return []
 
 # %% ../../nbs/04c_data.sheets.ipynb #b442a7fc
-def path_column(sheet: Sheet, files: Pictures) -> str:
+def path_column(
+    sheet: Sheet,
+    files: Pictures,
+    taken=(),   # columns with another job
+) -> str:
     "The column that holds the pictures, by its values: the one that finds most different ones. Raises `DataError` when none looks so, or two"
     step = max(1, len(sheet)//1000)
     def score(name):
@@ -170,14 +174,23 @@ def path_column(sheet: Sheet, files: Pictures) -> str:
         found = [t for t in seen if files.find(t)]
         return sum(map(is_image, found)), len(found), sum(map(is_image, seen))
     scores = {name: score(name) for name in sheet.columns}
-    best = max(scores, key=scores.get, default=None)
+    best = max(scores, key=lambda name: (scores[name][0], name not in taken and any(scores[name]), scores[name]), default=None)
     alike = [name for name, s in scores.items() if s == scores[best]] if best and any(scores[best]) else []
     meant = lambda name: [files.find(t) for t in sheet.columns[name][::step]]
-    alike = [name for name in alike if name == best or meant(name) != meant(best)]   # a name and a path may both mean the same pictures
-    if len(alike) > 1: raise DataError(f"{sheet.source}: {' and '.join(map(repr, alike))} all name pictures of {files.place}: say which, pictures={alike[0]!r}")
+    alike = [name for name in alike if name == best or name not in taken and meant(name) != meant(best)]   # a name and a path may both mean the same pictures
+    bare = bool(alike) and scores[best][0] == 0   # no name has an ending: a row's number may be a picture's name too
+    if bare: alike += [name for name in scores if name not in {*alike, *taken} and _may_name(sheet.columns[name][::step], scores[name], meant(best), files)]
+    if len(alike) > 1: raise DataError(f"{sheet.source}: {' and '.join(map(repr, alike))} all name pictures of {files.place}: say which, {' or '.join(f'pictures={name!r}' for name in alike)}")
+    if bare: sheet.notes.append(f"{best} names the pictures, without their endings")
     if alike: return best
     first = {k: v[0] for k, v in sheet.columns.items()} if len(sheet) else {}
     raise DataError(f"{sheet.source}: no column names pictures of {files.place}; its first row is {short(str(first), 200)}: give images=, their folder")
+
+def _may_name(cells, score, others, files):
+    "Whether a column without endings names pictures too, and others than are meant: half of what it holds, which is more than one thing, and no labels"
+    seen = set(cells) - {""}
+    if score[0] or len(seen) < 2 or score[1] < .5*len(seen) or is_label(cells): return False
+    return any(mine and other and mine != other for mine, other in zip(map(files.find, cells), others))
 
 def paths_of(sheet: Sheet, column: str, files: Pictures) -> list:  # N paths, None where there is none
     "The picture of each row; rows without one, or with several, are faults"

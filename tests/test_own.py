@@ -402,3 +402,46 @@ def test_columns_with_another_job_name_no_pictures(numbered):
     assert [int(p.stem) for p in table.paths] == list(range(29, -1, -1)) and "image names the pictures, without their endings" in table.notes
     csv = numbered("image,copy,hat", range(30))   # both mean the same pictures
     assert [int(p.stem) for p in table_from_csv(csv).paths] == list(range(30))
+
+
+LABELLED = [("Y", "N"), ("y", "n"), ("T", "F"), ("WAHR", "FALSCH"), ("on", "off"), ("Present", "absent"), ('"1,0"', '"0,0"')]
+
+@pytest.mark.parametrize("asked", [None, "smiling", ["smiling", "hat"]])
+@pytest.mark.parametrize("yes, no", LABELLED)
+def test_labels_as_people_write_them(numbered, yes, no, asked):
+    "Pairs of words are labels where both stand; nothing becomes two attributes of one"
+    table = table_from_csv(numbered("row,image,smiling,hat", [f"{i}.png" for i in range(30)], lambda i: ((yes, no, "")[i % 3], i % 2)), attributes=asked)
+    assert table.names == (("smiling",) if asked == "smiling" else ("smiling", "hat"))
+    assert table.labels[:3, 0].tolist() == [1, 0, 0] and table.known[:3, 0].tolist() == [True, True, False]
+
+
+def test_one_letter_alone_is_no_label(numbered):
+    "F beside M is a sex: not read unasked, and refused where it is asked for"
+    csv = numbered("row,image,sex,hat", [f"{i}.png" for i in range(30)], lambda i: ("FMF"[i % 3], i % 2))
+    assert table_from_csv(csv).names == ("hat",)
+    with pytest.raises(DataError, match="sex holds 'F' or 'M', and each would be an attribute of its own: write 0 or 1"): table_from_csv(csv, attributes=["sex"])
+
+
+@pytest.mark.parametrize("cells, says", [(("Male", "Female"), "'Female' or 'Male', and each would"), (("x", ""), "'x', and it would"), (('"0,25"', '"0,5"'), "holds numbers such as")])
+def test_a_column_that_is_asked_for_holds_labels_or_a_list(numbered, cells, says):
+    csv = numbered("row,image,worn", [f"{i}.png" for i in range(30)], lambda i: (cells[i % 2],))
+    with pytest.raises(DataError, match=says): table_from_csv(csv, attributes=["worn"])
+    for header in ("row,image,labels", "row,image,worn"):   # a list by its name, or since it says that nothing is there
+        csv = numbered(header, [f"{i}.png" for i in range(30)], lambda i: (("hat", "tie", "none")[i % (2 if "labels" in header else 3)],))
+        assert table_from_csv(csv, attributes=header.split(",")[2]).names == ("hat", "tie")
+
+
+def test_choices_of_label_studio(numbered):
+    "Its cells hold a word, or JSON with several; JSON that is no list of words is a fault"
+    cells = ("hat", '"{""choices"":[""glasses"",""hat""]}"', "", '"{""choices"": [""glasses""]}"')
+    table = table_from_csv(numbered("row,image,choice", [f"{i}.png" for i in range(28)], lambda i: (cells[i % 4],)), attributes="choice")
+    assert table.names == ("glasses", "hat") and table.labels[:4].tolist() == [[0, 1], [1, 1], [0, 0], [1, 0]] and table.known[:4, 0].tolist() == [True, True, False, True]
+    for cell in ('"{""x"": 1, ""y"": 2}"', '"[{""rectanglelabels"": [""hat""]}]"', '"{broken"'):
+        with pytest.raises(DataError, match="line 3, choice: .*expected words, as glasses;hat"):
+            table_from_csv(numbered("row,image,choice", ["0.png", "1.png", "2.png"], lambda i: ("hat" if i != 1 else cell,)), attributes="choice")
+
+
+def test_two_classes_of_the_hub_may_be_asked_for(tmp_path, cache):
+    rows = dict(image=[dict(bytes=jpeg(9*i), path=None) for i in range(6)], sex=[0, 1]*3)
+    pq.write_table(hub(rows, dict(sex=["female", "male"])), tmp_path/"a.parquet")
+    assert table_from_parquet(tmp_path/"a.parquet", attributes="sex").names == ("female", "male")

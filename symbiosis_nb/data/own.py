@@ -20,8 +20,8 @@ from .columns import SPLIT_WORDS, SPLITS
 from .files import count_parts, fitting, hold_out, image_size, images_by_stem, keep_complete, scan_folder, stem_of
 from .parsing_sets import nearest_colour, read_indices
 from .pictures import contents, read_image, stamps
-from .sheets import (ANSWERS, Pictures, Sheet, answers, are_corners, are_measures, is_label, label_column, number_columns,
-                                      part_column, part_words, path_column, paths_of, read_folders, read_sheet, read_shards, word_columns)
+from .sheets import (ANSWERS, RULE, Pictures, Sheet, answers, are_corners, are_measures, is_label, label_column, number_columns,
+                                      part_column, part_words, path_column, paths_of, read_folders, read_sheet, read_shards, word_columns, words_of)
 from .tables import IGNORE, AttributeTable, ParsingTable
 from ..vocab import AttributeVocab, RegionVocab
 
@@ -97,6 +97,14 @@ def attribute_names(
     raise DataError(f"{sheet.source}: no column holds labels (0/1, -1/1, True/False, yes/no); name the attributes, or the column that lists them: attributes=[...]. "
                     f"It has {', '.join(map(repr, sheet.columns))}")
 
+def _refuse_exclusive(sheet, name):
+    "Raise `DataError` where a column says one of two words, or one or nothing: neither labels nor a list, so that each word would be an attribute of its own"
+    said = [w for w in map(words_of, sheet.columns[name]) if w is not None]
+    kinds = sorted({w for some in said for w in some})
+    if name.lower() in WORDS or name in sheet.classes or not 0 < len(kinds) < 3 or any(len(some) != 1 or some[0][0] == "{" for some in said): return
+    raise DataError(f"{sheet.source}: {name} holds {' or '.join(map(repr, kinds))}, and {'each' if len(kinds) == 2 else 'it'} would be an attribute of its own: "
+                    f"write {RULE}; a column that lists words is called {', '.join(WORDS[:3])}, or says none where nothing is there")
+
 def labels_of(sheet: Sheet, names: list, asked=None) -> dict:   # attribute -> (N,) 1, 0 or NaN
     "The labels of these columns; one that holds no labels but words gives an attribute for each of them, or for those asked for"
     found = {}
@@ -105,6 +113,7 @@ def labels_of(sheet: Sheet, names: list, asked=None) -> dict:   # attribute -> (
         if not listed and are_measures(cells) and not is_label(cells):
             example = next(c for c in cells if are_measures([c]))
             raise DataError(f"{sheet.source}: {name} holds numbers such as {example}, and each would be an attribute of its own: write 0 or 1, for example 1 above a threshold, or leave it out")
+        if asked is not None and not listed and not is_label(cells): _refuse_exclusive(sheet, name)
         new = {name: label_column(sheet, name)} if not listed and (is_label(cells) or not any(cells)) else word_columns(sheet, name)
         if again := found.keys() & new: raise DataError(f"{sheet.source}: {min(again)!r} is the name of two attributes: rename a column, or a word")
         found |= new
@@ -270,7 +279,7 @@ def table_from_folders(
     "A table with one attribute for each class folder; two called 0 and 1, or no and yes, are one attribute, label. Parts are folders above the classes, or drawn by picture"
     sheet, paths = read_folders(root)
     classes = set(sheet.columns["label"])
-    if None in answers(classes) or attributes is not None and classes & set(asked_names(attributes, classes)): sheet.listed = "label"
+    if any(answers([c]) == [None] for c in classes) or attributes is not None and classes & set(asked_names(attributes, classes)): sheet.listed = "label"
     return build_table(sheet, paths, name or as_path(root).name, "", attributes, **kwargs)
 
 # %% ../../nbs/04d_data.own.ipynb #3b64b51a

@@ -123,3 +123,20 @@ def test_helpers_leave_the_process_as_it_was(pictures, tmp_path, monkeypatch, me
     monkeypatch.setattr(ResumableLearner, "one_batch", real)
     resumed, whole = train("a"), train("b")
     assert state() == before and np.array_equal(resumed.arrays["test_last"], whole.arrays["test_last"])
+
+
+@pytest.mark.parametrize("size", [(8, 6), (40, 32), (80, 64)])
+@pytest.mark.parametrize("box, margin", [((11.5, 10, 1, 20), 0), ((10, 11.5, 20, 1), 0), ((36, 3, 9, 9), 0), ((-9, 3, 9, 9), 0), ((60, 3, 9, 9), .1), ((2.6, 3, .3, 9), 0)])
+def test_a_box_without_a_pixel_is_no_picture(pictures, tmp_path, size, box, margin):
+    "Whatever the size that is asked for: refused by name and box, or counted as unreadable; the others are cut as ever"
+    paths, boxes = pictures.paths[:3], np.array([(3.4, 5.6, 20, 18), box, (-4, 30, 30, 40)], float)
+    with pytest.raises(DataError, match=f"(?s)1 of 3 images cannot be used.*001.png: .*no whole pixel of its 36x44 lies in the box {box[0]:g}, {box[1]:g}"): pixel_store(paths, size, box_view(boxes, margin), root=tmp_path)
+    store = pixel_store(paths, size, box_view(boxes, margin), "skip", root=tmp_path)
+    assert store.ok.tolist() == [True, False, True]
+    if margin: return
+    for i, edges in ((0, (3, 6, 23, 24)), (2, (0, 30, 26, 44))):
+        assert np.array_equal(store[[i]][0], np.asarray(Image.open(paths[i]).crop(edges).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.)))
+
+
+def test_a_frame_of_boxes_without_boxes_is_said(pictures, tmp_path):
+    with pytest.raises(DataError, match="there are no boxes, which pictures of frame 'box' are cut by"): run("avg_pool", pictures.but(frame="box"), "smoke", out=tmp_path)

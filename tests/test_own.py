@@ -14,6 +14,7 @@ from PIL import Image
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.own import (drawn_parts, parsing_from_folders, table_from_csv, table_from_folders, table_from_parquet, together)
+from symbiosis_nb.data.pixels import box_view
 from symbiosis_nb.data.sheets import Pictures, answers, read_sheet, read_shards, words_of
 from symbiosis_nb.data.tables import AttributeTable
 
@@ -445,3 +446,51 @@ def test_two_classes_of_the_hub_may_be_asked_for(tmp_path, cache):
     rows = dict(image=[dict(bytes=jpeg(9*i), path=None) for i in range(6)], sex=[0, 1]*3)
     pq.write_table(hub(rows, dict(sex=["female", "male"])), tmp_path/"a.parquet")
     assert table_from_parquet(tmp_path/"a.parquet", attributes="sex").names == ("female", "male")
+
+
+@pytest.mark.parametrize("header, cells", [("x,y,w,h", ".1,.2,.5,.6"), ("x1,y1,x2,y2", "0,.25,1,1.0"), ("xmin,ymin,xmax,ymax", "0,0,1,1")])
+def test_boxes_in_shares_of_the_picture_are_refused(numbered, header, cells):
+    csv = numbered(f"row,image,{header},hat", [f"{i}.png" for i in range(30)], lambda i: (cells, i % 2))
+    with pytest.raises(DataError, match="boxes are all within 0 and 1 .*multiply x by the picture's width"): table_from_csv(csv, attributes="hat", box=header)
+
+
+def test_boxes_over_the_border_are_said(numbered):
+    at = lambda i: {3: (-6, 4, 20, 20, 1), 7: (10, 11, 20, 20, 1), 9: (-.4, 9.6, 40.3, 20, 1)}.get(i, (20, 10, 20, 20, 0))
+    notes = table_from_csv(numbered("row,image,x,y,w,h,hat", [f"{i}.png" for i in range(30)], at), attributes="hat", box="x y w h").notes
+    assert "boxes that lie partly outside their picture, where they are cut off: 2 of 30 looked at, for example line 5" in notes
+    inside = table_from_csv(numbered("row,image,x,y,w,h,hat", [f"{i}.png" for i in range(30)], lambda i: (20, 10, 20, 20, i % 2)), attributes="hat", box="x y w h")
+    assert not any("outside" in n for n in inside.notes)
+
+
+def test_a_frame_of_boxes_needs_boxes(numbered):
+    with pytest.raises(DataError, match="frame='box' shows what lies in a box.*give box="): table_from_csv(numbered("row,image,hat", [f"{i}.png" for i in range(30)]), attributes="hat", frame="box")
+
+
+def turned(file, upright, turn):
+    "A picture stored so that its EXIF tag turns it upright"
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[turn]
+    tag = Image.Exif(); tag[0x112] = turn
+    Image.fromarray(upright).transpose(back).save(file, exif=tag)
+
+
+@pytest.mark.parametrize("ending, turn", [("png", 3), ("png", 6), ("jpg", 3), ("jpg", 6)])
+def test_pictures_that_a_tag_turns(tmp_path, ending, turn):
+    "Boxes and masks count pixels as they are stored, which is said; with exif=True those of upright pictures"
+    upright = np.zeros((40, 60, 3), np.uint8); upright[:16, :32] = 255
+    for kind in ("p", "m"): (tmp_path/kind).mkdir()
+    for i in range(6):
+        upright[24:, 40:] = 20*i   # no copies
+        turned(tmp_path/"p"/f"{i}.{ending}", upright, turn if i < 4 else 3)
+        Image.fromarray((upright[..., 0] == 255).astype(np.uint8)).save(tmp_path/"m"/f"{i}.png")
+    (tmp_path/"t.csv").write_text("file,x,y,w,h,hat\n" + "\n".join(f"{i}.{ending},0,0,32,16,{i % 2}" for i in range(6)))
+    read = lambda **kw: table_from_csv(tmp_path/"t.csv", tmp_path/"p", attributes="hat", box="x y w h", **kw)
+    stored, right = read(), read(exif=True)
+    shown = lambda t: np.asarray(box_view(t.boxes).crop(t.open(0), 0)).mean()
+    assert stored.exif is False and shown(stored) < 100 and any(n.startswith("pictures that their EXIF tag turns: 6 of 6 looked at, for example") and "say exif=True" in n for n in stored.notes)
+    assert right.exif is True and shown(right) > 250 and stored.digest == read(exif=False).digest != right.digest
+    assert not any("EXIF" in n for t in (right, read(exif=False), table_from_csv(tmp_path/"t.csv", tmp_path/"p", attributes="hat")) for n in t.notes)
+    parsed = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background white", exif=True)
+    assert np.asarray(parsed.open(0))[parsed.label(0) == 1].mean() > 250 and parsed.take([0]).exif and not any("EXIF" in n for n in parsed.notes)
+    if turn == 3:
+        plain = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background white")
+        assert any("masks are taken to count pixels as they are stored" in n for n in plain.notes) and plain.digest != parsed.digest and np.asarray(plain.open(0))[plain.label(0) == 1].mean() < 100

@@ -6,7 +6,7 @@
 __all__ = ['LEFTOVERS', 'sniff', 'read_text', 'read_rows', 'is_image', 'stem_of', 'plain', 'short', 'number_of', 'read_csv',
            'complain', 'column_order', 'Numbers', 'read_numbers', 'is_leftover', 'set_folder', 'scan_folder', 'find',
            'need', 'list_images', 'images_by_stem', 'count_parts', 'keep_complete', 'check_counts', 'stored_image',
-           'image_size', 'fitting', 'hold_out', 'read_mat', 'variables']
+           'image_size', 'turn_of', 'fitting', 'hold_out', 'read_mat', 'variables']
 
 # %% ../../nbs/02a_data.files.ipynb #713156cc
 import csv, io, os, re, struct, zipfile, zlib
@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..core import DataError, as_path
 from .columns import SPLITS
-from .pictures import decode, read_bytes, read_image, split_archive
+from .pictures import ORIENTATION, TURNS, decode, read_bytes, read_image, split_archive
 
 # %% ../../nbs/02a_data.files.ipynb #0a38ec03
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
@@ -391,6 +391,17 @@ def image_size(
         with Image.open(io.BytesIO(read_bytes(path)) if split_archive(path)[0] else path) as image: return image.size
     except DataError: raise
     except Exception: return read_image(path).size
+
+def turn_of(
+    path: Path,  # a file, or a path into a zip
+) -> int:        # of `TURNS`, 0 for none; from 5 on width and height change places
+    "How the EXIF tag of an image turns it, from its header"
+    try:
+        with Image.open(io.BytesIO(read_bytes(path)) if split_archive(path)[0] else path) as image:
+            if image.format == "PNG" and "exif" not in image.info: return 0   # all of it would be decoded to look for one behind the pixels
+            turn = image.getexif().get(ORIENTATION)
+            return turn if turn in TURNS else 0
+    except Exception: return 0   # whatever a broken tag can do to a parser
 
 # %% ../../nbs/02a_data.files.ipynb #94a4a615
 def fitting(

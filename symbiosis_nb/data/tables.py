@@ -193,6 +193,7 @@ class ParsingTable:
     label_how: str = ""  # how, where a reader has a choice
     background: str = "white"  # what shows where a picture is transparent
     tuning: np.ndarray | None = None  # (N,) True where a picture of the tuning part was put among the training pictures
+    exif: bool = False     # turn pictures as their EXIF tag says; label maps and landmarks of all official sets count the file's own pixels
 
     def __post_init__(self):
         faults = Faults(self.name)
@@ -205,8 +206,6 @@ class ParsingTable:
             if value is not None and np.shape(value) != shape:
                 raise DataError(f"{self.name}: {key} has shape {np.shape(value)}, expected {shape}")
         if len(self.label_files) not in (0, n): raise DataError(f"{self.name}: {len(self.label_files)} label_files for {n} pictures")
-
-    exif = False   # label maps and landmarks count the file's own pixels
 
     @property
     def opener(self) -> Opener:
@@ -230,6 +229,7 @@ class ParsingTable:
         some = {0, len(self)//2, len(self) - 1} if len(self) else ()
         if not labels: own.append(core.digest(*(_label_or_fault(self, i) for i in range(len(self)))))
         elif code := own_code(self.read_label): own.append(core.digest(code, *(_label_or_fault(self, i) for i in sorted(some))))
+        if self.exif: own.append("turned")
         return core.digest(self.name, self.regions.name, files, self.split, content, self.label_how, self.background, *own)
 
 def _label_or_fault(table, i):

@@ -494,3 +494,46 @@ def test_pictures_that_a_tag_turns(tmp_path, ending, turn):
     if turn == 3:
         plain = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background white")
         assert any("masks are taken to count pixels as they are stored" in n for n in plain.notes) and plain.digest != parsed.digest and np.asarray(plain.open(0))[plain.label(0) == 1].mean() < 100
+
+
+@pytest.mark.parametrize("column, cells, how", [("set", ("train", "val", "test"), "say split='set'"), ("Usage", ("Training", "PublicTest", "PrivateTest"), "write train, valid and test in it, and say split='Usage'"),
+                                                ("fold", ("train", "test", "unused"), "write train"), ("phase", ("TRAIN", "test"), "say split='phase'")])
+def test_a_column_that_looks_like_parts_is_said(numbered, column, cells, how):
+    "Parts are drawn, and the note says which column might have said them; not where drawing was asked for"
+    csv = numbered(f"row,image,{column},hat", [f"{i}.png" for i in range(30)], lambda i: (cells[i % len(cells)], i % 2))
+    note = [n for n in table_from_csv(csv).notes if "looks like parts" in n]
+    assert len(note) == 1 and f"though column {column} looks like parts" in note[0] and how in note[0]
+    assert not any("looks like parts" in n for n in table_from_csv(csv, split=None).notes)
+    if how.startswith("say"): assert table_from_csv(csv, split=column).split[:2].tolist() == ["train", "valid" if len(cells) == 3 else "test"]
+    csv = numbered(f"row,image,{column},hat,split", [f"{i}.png" for i in range(30)], lambda i: (cells[i % len(cells)], i % 2, ("train", "test")[i % 2]))
+    assert not any("looks like parts" in n for n in table_from_csv(csv).notes)
+
+
+@pytest.mark.parametrize("column", ["is_test", "fold", "isTrain", "valid", "test_set"])
+def test_parts_as_labels_are_said(numbered, column):
+    csv = numbered(f"row,image,{column},hat", [f"{i}.png" for i in range(30)], lambda i: (i % 2, i//2 % 2))
+    assert table_from_csv(csv).names == (column, "hat") and any(n.startswith(f"{column} is read as an attribute; if it says which part") for n in table_from_csv(csv).notes)
+    assert not any("is read as an attribute" in n for n in table_from_csv(csv, attributes=[column, "hat"]).notes)
+
+
+def test_labels_called_person_are_no_people(numbered):
+    "0 and 1 are labels, asked for or not; people are people"
+    write = lambda cells: numbered("row,image,person,hat", [f"{i}.png" for i in range(30)], lambda i: (cells[i % len(cells)], i//2 % 2))
+    for cells in (("0", "1"), ("-1", "1"), ("yes", "no", "")):
+        table = table_from_csv(write(cells))
+        assert table.names == ("person", "hat") and table.identity is None and any("if it says who it is, say identity='person'" in n for n in table.notes)
+        assert table_from_csv(write(cells), attributes=["person", "hat"]).names == ("person", "hat")
+    for cells in (("0", "1", "2"), ("0", "1", "-1", *"23"), ("ann", "bo", "cy")):
+        table = table_from_csv(write(cells))
+        assert table.names == ("hat",) and len(set(table.identity[table.identity >= 0])) == len(cells) - ("-1" in cells)
+    for given, asked in ((dict(identity="person"), "person"), ({}, "image"), (dict(box="x y w h"), "w")):
+        with pytest.raises(DataError, match=f"'{asked}' cannot be an attribute, having another job"):
+            table_from_csv(numbered("row,image,person,hat,x,y,w,h", [f"{i}.png" for i in range(30)], lambda i: (i % 2, i % 2, 3, 3, 9, 9)), attributes=[asked, "hat"], **given)
+
+
+def test_attributes_of_two_sides_are_said(numbered):
+    csv = numbered("row,image,left_arm_up,right_arm_up,leftEyeClosed,hat", [f"{i}.png" for i in range(30)], lambda i: (i % 2, 1 - i % 2, i//2 % 2, i//3 % 2))
+    notes = table_from_csv(csv).notes
+    assert "attributes that trade places where training mirrors a picture: left_arm_up and right_arm_up" in notes
+    assert any(n.startswith("leftEyeClosed: the other side is not among the attributes") and "augment=False" in n for n in notes)
+    assert not any("mirrors" in n for n in table_from_csv(csv, attributes="hat").notes)

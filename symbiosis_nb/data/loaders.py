@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MEAN', 'STD', 'INPUTS', 'MIRROR', 'PATCHES', 'WIDE', 'ANSWERS', 'Field', 'normalize', 'denormalize',
-           'Augment', 'normalize_jittered', 'middle', 'transform', 'Ahead', 'Feed', 'feed_of', 'Shows', 'GatherDL',
-           'attribute_targets', 'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL', 'mixed_dls',
-           'show_attributes']
+           'Augment', 'normalize_jittered', 'middle', 'traded', 'transform', 'Ahead', 'Feed', 'feed_of', 'Shows',
+           'GatherDL', 'attribute_targets', 'attribute_loader', 'attribute_dls', 'parsing_loader', 'MixedDL',
+           'mixed_dls', 'show_attributes']
 
 # %% ../../nbs/07_data.loaders.ipynb #d4fec97e
 import math
@@ -27,6 +27,7 @@ from fastcore.basics import merge
 
 from ..core import DataError
 from .columns import plain
+from .own import side_pairs
 from .pictures import Opener
 from .pixels import SizedStore
 from .tables import IGNORE, AttributeTable, ParsingTable
@@ -44,6 +45,7 @@ class Field:
     store: object                       # anything `store[rows]` gathers from by position: an `ArrayStore`, an array, a tensor; tables become arrays
     regions: RegionVocab | None = None  # of maps and labels: which trade places when mirrored
     crop: tuple | None = None           # (height, width) the model sees: the middle when measuring, anywhere (`Augment.shift`) in training
+    sides: tuple = ()                   # pairs of columns of a target that trade places when mirrored
 
     def __post_init__(self):
         if self.kind not in KINDS: raise ValueError(f"a field is of kind {', '.join(KINDS)}, not {self.kind!r}")
@@ -134,6 +136,15 @@ def _swap(x, mirror, order):
     if order == list(range(len(order))): return x
     return torch.where(_there(mirror, x)[:, None, None, None], x.index_select(1, _there(torch.tensor(order), x)), x)
 
+def traded(
+    x: torch.Tensor,   # (B, NA)
+    sides: tuple,      # pairs of its columns
+) -> torch.Tensor:
+    "Columns of attributes as a mirror has them"
+    order = list(range(x.shape[1]))
+    for a, b in sides: order[a], order[b] = b, a
+    return x.index_select(1, _there(torch.tensor(order), x))
+
 def _relabel(label, mirror, regions):
     lut = torch.arange(256)
     lut[:len(regions)] = torch.tensor(regions.flip_order())
@@ -159,7 +170,7 @@ def transform(
     how: dict | None, # parameters from `Augment.draw`; None leaves everything in place
 ) -> torch.Tensor:
     "Bring one gathered column into the form the model sees, moved as `how` says"
-    if f.kind == "target": return x
+    if f.kind == "target": return x if how is None or not f.sides else torch.where(_there(how["mirror"], x)[:, None], traded(x, f.sides), x)
     picture = f.kind in ("image", "picture")
     if f.sized is not None: x = f.sized.shrunk(x)
     if picture: x = _planes(x)
@@ -344,7 +355,7 @@ def attribute_loader(
     "A loader over one split; raises `DataError` when the split is empty"
     rows = np.flatnonzero((table.split == split) & _usable(table, ok))
     if not len(rows): raise DataError(f"{table.name}: no sample in the {split} split")
-    fields = [*inputs, Field("target", attribute_targets(table))]
+    fields = [*inputs, Field("target", attribute_targets(table), sides=side_pairs(table.names))]
     _check_rows(table, fields)
     how = dict(bs=min(bs, len(rows)), shuffle=train, drop_last=train, **_in_process(kwargs))
     dl = GatherDL(rows.tolist(), fields, augment, table.vocab, **how)

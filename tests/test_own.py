@@ -2,6 +2,8 @@
 import io
 import json
 import os
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from symbiosis_nb.data.own import (drawn_parts, parsing_from_folders, table_from
 from symbiosis_nb.data.pixels import box_view
 from symbiosis_nb.data.sheets import Pictures, answers, read_sheet, read_shards, words_of
 from symbiosis_nb.data.tables import AttributeTable
+from symbiosis_nb.needs.boxes import box_masks
+from symbiosis_nb.runs import run
 
 os.environ["SYMBIOSIS_QUIET"] = "1"
 N = 24
@@ -537,3 +541,49 @@ def test_attributes_of_two_sides_are_said(numbered):
     assert "attributes that trade places where training mirrors a picture: left_arm_up and right_arm_up" in notes
     assert any(n.startswith("leftEyeClosed: the other side is not among the attributes") and "augment=False" in n for n in notes)
     assert not any("mirrors" in n for n in table_from_csv(csv, attributes="hat").notes)
+
+
+@pytest.mark.parametrize("disk, sheet", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_of_one_sign_or_two(tmp_path, disk, sheet):
+    "macOS keeps a letter and its accent as two signs; the same name is meant, of pictures, folders and masks"
+    spelled = lambda form, k, ending="png": unicodedata.normalize(form, f"Zoë/José {k}.{ending}")
+    for kind, form in (("p", disk), ("m", sheet)):
+        for k in range(6): (file := tmp_path/kind/spelled(form, k)).parent.mkdir(parents=True, exist_ok=True); Image.new("L", (8, 8), 0 if kind == "m" else 20*k).save(file)
+    for name in (lambda k: spelled(sheet, k), lambda k: spelled(sheet, k).upper(), lambda k: spelled(sheet, k).split("/")[1]):
+        (tmp_path/"t.csv").write_text("file,hat\n" + "\n".join(f"{name(k)},{k % 2}" for k in range(6)))
+        assert [p.stem[-1] for p in table_from_csv(tmp_path/"t.csv", tmp_path/"p").paths] == list("012345")
+    parsed = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background face")
+    assert len(parsed) == 6 and all(p.stem[-1] == m.stem[-1] for p, m in zip(parsed.paths, parsed.label_files))
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "sep=;;"])
+def test_excels_line_that_says_what_parts_cells(tmp_path, first):
+    for k in range(4): Image.new("RGB", (8, 8), (20*k, 0, 0)).save(tmp_path/f"{k}.png")
+    (tmp_path/"t.csv").write_text(f"{first}\nfile;hat\n" + "\n".join(f"{k}.png;{k % 2}" for k in range(4)))
+    assert table_from_csv(tmp_path/"t.csv").names == ("hat",)
+    (tmp_path/"t.csv").write_text(f"{first}\nfile;hat\n0.png;1\n1.png;perhaps\n2.png;0")
+    with pytest.raises(DataError, match="line 4, hat: 'perhaps'"): table_from_csv(tmp_path/"t.csv")
+
+
+@pytest.mark.parametrize("made, says", [("[Content_Types].xml", "export the sheet as CSV"), ("xl/workbook.xml", "export the sheet as CSV"), ("ods", "export the sheet as CSV"), ("xls", "export the sheet as CSV"), ("a.csv", "zip archive: unpack it first")])
+def test_a_workbook_is_no_csv(tmp_path, made, says):
+    file = tmp_path/"labels.xlsx"
+    if made == "xls": file.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+    else:
+        with zipfile.ZipFile(file, "w") as z:
+            z.writestr("mimetype" if made == "ods" else made, "application/vnd.oasis.opendocument.spreadsheet" if made == "ods" else "<x/>")
+            if made.startswith("xl"): z.writestr("[Content_Types].xml", "<x/>")
+    with pytest.raises(DataError, match=says): table_from_csv(file)
+
+
+def test_missing_landmarks_are_said_and_not_learnt_from(numbered, tmp_path):
+    "A row without its points gives empty boxes: bbox refuses, and says how to leave it out"
+    columns = ",".join(f"{a}{k}" for k in range(5) for a in "xy")
+    points = lambda i: ",".join([""]*10) if i == 4 else "9,9,28,9,20,15,12,22,27,22" if i != 7 else ",9,28,9,20,15,12,22,27,22"
+    table = table_from_csv(numbered(f"row,image,{columns},hat", [f"{i}.png" for i in range(30)], lambda i: (points(i), i % 2)), attributes="hat", landmarks=columns.split(","))
+    assert "landmarks are missing in 2 of 30 rows: bbox takes none of these" in table.notes
+    for act in (lambda: run("bbox", table, "smoke", out=tmp_path/"runs"), lambda: box_masks(table, (6, 5))):
+        with pytest.raises(DataError, match=r"2 of 30 pictures have no whole landmarks, for example 4.png.*table.take\(~np.isnan"): act()
+    whole = table.take(~np.isnan(table.landmarks).any((1, 2)))
+    assert len(whole) == 28 and box_masks(whole, (6, 5)).store[[0]].shape == (1, 16, 6, 5)
+    assert run("avg_pool", table, "smoke", out=tmp_path/"runs", epochs=1).folder.exists()

@@ -25,7 +25,8 @@ from .pictures import ORIENTATION, TURNS, decode, read_bytes, read_image, split_
 # %% ../../nbs/02a_data.files.ipynb #0a38ec03
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
           b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8",
-          b"\xfe\xff": "is UTF-16 text: save it as UTF-8"}
+          b"\xfe\xff": "is UTF-16 text: save it as UTF-8", b"\xd0\xcf\x11\xe0": "is an Excel workbook: export the sheet as CSV"}
+_SHEETS = (b"[Content_Types].xml", b"opendocument.spreadsheet")   # names in the zip archives that spreadsheets are
 
 def sniff(
     data: bytes,        # how a file begins, or all of it
@@ -38,6 +39,7 @@ def sniff(
         return "is a web page (often a download quota notice), not the file itself: fetch it again"
     if head.startswith(b"version https://git-lfs"): return "is a Git-LFS pointer, not the file itself: run `git lfs pull`"
     if not text: return ""
+    if data.startswith(b"PK\x03\x04") and any(name in data for name in _SHEETS): return "is a spreadsheet, as .xlsx or .ods: export the sheet as CSV"
     for magic, words in _MAGIC.items():
         if data.startswith(magic): return words
     return "is binary, not text: fetch it again" if b"\0" in data else ""
@@ -89,9 +91,11 @@ def number_of(
 def read_csv(
     path: Path,  # a .csv file parted by commas, semicolons or tabs
 ) -> list:       # (line number, fields) of every line that is not blank
-    "Rows of a CSV file, whatever parts its fields"
+    "Rows of a CSV file, whatever parts its fields; Excel's first line that says it, sep=;, is understood"
     lines = read_text(path).splitlines()
-    part = max(",;\t", key=lambda c: next(line for line in lines if line.strip()).count(c))
+    said = re.fullmatch('"?sep=(.)"?[,;\t]*', lines[0].strip(" "), re.I)
+    if said: lines[0] = ""
+    part = said[1] if said else max(",;\t", key=lambda c: next(line for line in lines if line.strip()).count(c))
     reader = csv.reader(lines, delimiter=part)
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None

@@ -8,7 +8,7 @@ __all__ = ['OTHER', 'PARTS', 'PEOPLE', 'WORDS', 'NOBODY', 'PART_WORDS', 'HEADERS
            'build_table', 'table_from_csv', 'table_from_folders', 'table_from_parquet', 'parsing_from_folders']
 
 # %% ../../nbs/04d_data.own.ipynb #19e35e30
-import re
+import re, unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +310,9 @@ def _taken(sheet, attributes=None, split="split", identity=None, box=None, landm
 def _landmarks(sheet, names):
     "Five points from ten columns"
     if len(names) != 10: raise DataError(f"{sheet.source}: landmarks are {len(names)} columns, expected ten: x, y of both eyes, the nose, both corners of the mouth")
-    return number_columns(sheet, names)
+    values = number_columns(sheet, names)
+    if lacking := int(np.isnan(values).any(1).sum()): sheet.notes.append(f"landmarks are missing in {lacking:,} of {len(sheet):,} rows: bbox takes none of these")
+    return values
 
 def _split_name(sheet, split):
     "The column of the parts; None where there is none and nobody asked for another than the usual one"
@@ -433,6 +435,8 @@ def parsing_from_folders(
     name = name or images.parent.name
     vocab, coloured = _region_vocab(regions, name)
     pictures, labels = images_by_stem(images, deep=True), _mask_stems(masks)
+    spelled = {unicodedata.normalize("NFC", k): k for k in pictures}   # an accent and its letter may be one sign here and two there
+    labels = {k if k in pictures else spelled.get(unicodedata.normalize("NFC", k), k): p for k, p in labels.items()}
     keys, notes = sorted(pictures.keys() | labels.keys()), []
     if not keys: raise DataError(f"{name}: there are no pictures in {images}")
     split = _folder_parts(name, keys, [k in pictures and k in labels for k in keys], valid_share, test_share, seed, notes)

@@ -8,7 +8,7 @@ __all__ = ['ANSWERS', 'RULE', 'PAIRS', 'NOTHING', 'CODES', 'CORNERS', 'KINDS', '
            'number_columns', 'part_words', 'part_column', 'are_corners', 'shard_files', 'read_shards', 'read_folders']
 
 # %% ../../nbs/04c_data.sheets.ipynb #784c117c
-import json, os, re
+import json, os, re, unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +148,10 @@ def word_columns(sheet: Sheet, name: str) -> dict:  # word -> (N,) 1, 0 or NaN
     return columns
 
 # %% ../../nbs/04c_data.sheets.ipynb #5caf02c1
+def _spelled(name):
+    "A name in lower case, an accent and its letter as one sign: some systems keep them as two"
+    return unicodedata.normalize("NFC", name.lower())
+
 class Pictures:
     "The pictures of a folder or zip, found by whatever names them"
     def __init__(self, place: str | Path):
@@ -155,13 +159,14 @@ class Pictures:
         if not self.place.exists(): raise DataError(f"{self.place}: there is no such folder of pictures")
         self.whole, self.bare, self.folders = defaultdict(list), defaultdict(list), set()
         for name, path in sorted(list_images(self.place, deep=True).items()):
-            for key in {name.lower(), stem_of(name).lower()}:
+            name = _spelled(name)
+            for key in {name, stem_of(name)}:
                 self.whole[key].append(path); self.bare[key.rsplit("/", 1)[-1]].append(path)
-            if "/" in name: self.folders.add(name.lower().split("/")[0])
+            if "/" in name: self.folders.add(name.split("/")[0])
 
     def find(self, text: str) -> list:
         "The pictures that a text may mean: one, none, or several"
-        parts = [p for p in re.split(r"[/\\]+", text.strip().lower()) if p not in ("", ".")]
+        parts = [p for p in re.split(r"[/\\]+", _spelled(text.strip())) if p not in ("", ".")]
         here = [k for k, p in enumerate(parts[:-1]) if p in self.folders]
         begins = here[:1] == [0] and text.strip()[0] not in "/\\"   # at a folder that is here; others have folders of another place before it
         below = 0 if begins else here[-1] if here else len(parts) - 1

@@ -31,7 +31,7 @@ from .models.adversarial import AdversarialLoss, Adversary, Perceptual
 from .callbacks import (Autocast, Checkpoint, Finite, HalfPrecision, Iterations, Joint, OwnSGD, Patience, Selection, Sheet,
                                     to_float)
 from .core import Stopped, cache_dir, default_device, digest, hardware, keep_freed_memory, quiet, read_json, write_json
-from .data.loaders import show_attributes, traded
+from .data.loaders import show_attributes
 from .losses import masked_bce, parsing_ce
 from .recipes import Recipe
 
@@ -208,8 +208,8 @@ def tta(self: ResumableLearner, ds_idx: int = 1, **kwargs):
     "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` where a model takes more"
     dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
     if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
-    sides = next((f.sides for f in dl.fields if f.kind == "target"), ())
-    both = lambda x: torch.logit((self.model(x).sigmoid() + traded(self.model(x.flip(-1)).sigmoid(), sides))/2, 1e-7)
+    order = next((f.order for f in dl.fields if f.kind == "target" and f.order), slice(None))
+    both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid()[:, order])/2, 1e-7)
     logits, targets = predict(_As(self.model, both), dl, self.precision)
     return torch.tensor(logits).sigmoid(), torch.tensor(targets)
 

@@ -12,7 +12,6 @@ from symbiosis_nb import core, runs
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.columns import plain_size
 from symbiosis_nb.data.loaders import MIRROR, Field, attribute_dls
-from symbiosis_nb.data.own import side_pairs
 from symbiosis_nb.data.pixels import box_view, pixel_store
 from symbiosis_nb.data.protocols import enlarge
 from symbiosis_nb.data.sources import synthetic_parsing
@@ -20,7 +19,7 @@ from symbiosis_nb.data.tables import AttributeTable
 from symbiosis_nb.jobs import make_job
 from symbiosis_nb.learner import ResumableLearner, attribute_learner
 from symbiosis_nb.runs import run
-from symbiosis_nb.vocab import BERKELEY, CELEBA, WIDER, AttributeVocab
+from symbiosis_nb.vocab import BERKELEY, CELEBA, WIDER, AttributeVocab, side_pairs
 
 from helpers import picture_table
 

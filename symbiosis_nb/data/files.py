@@ -6,7 +6,7 @@
 __all__ = ['LEFTOVERS', 'sniff', 'read_text', 'read_rows', 'is_image', 'stem_of', 'plain', 'short', 'number_of', 'read_csv',
            'complain', 'column_order', 'Numbers', 'read_numbers', 'is_leftover', 'set_folder', 'scan_folder', 'find',
            'need', 'list_images', 'images_by_stem', 'count_parts', 'keep_complete', 'check_counts', 'stored_image',
-           'image_size', 'turn_of', 'fitting', 'hold_out', 'read_mat', 'variables']
+           'image_size', 'fitting', 'hold_out', 'read_mat', 'variables']
 
 # %% ../../nbs/02a_data.files.ipynb #713156cc
 import csv, io, os, re, struct, zipfile, zlib
@@ -20,13 +20,12 @@ from PIL import Image
 
 from ..core import DataError, as_path
 from .columns import SPLITS
-from .pictures import ORIENTATION, TURNS, decode, read_bytes, read_image, split_archive
+from .pictures import decode, read_bytes, read_image, split_archive
 
 # %% ../../nbs/02a_data.files.ipynb #0a38ec03
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
           b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8",
           b"\xfe\xff": "is UTF-16 text: save it as UTF-8", b"\xd0\xcf\x11\xe0": "is an Excel workbook: export the sheet as CSV"}
-_SHEETS = (b"[Content_Types].xml", b"opendocument.spreadsheet")   # names in the zip archives that spreadsheets are
 
 def sniff(
     data: bytes,        # how a file begins, or all of it
@@ -35,11 +34,10 @@ def sniff(
     "What is wrong with these bytes at first sight; empty when nothing is"
     head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not data.strip(): return "is empty: fetch it again"
-    if head.startswith((b"<!doctype", b"<html")):
-        return "is a web page (often a download quota notice), not the file itself: fetch it again"
+    if head.startswith((b"<!doctype", b"<html")): return "is a web page (often a download quota notice), not the file itself: fetch it again"
     if head.startswith(b"version https://git-lfs"): return "is a Git-LFS pointer, not the file itself: run `git lfs pull`"
     if not text: return ""
-    if data.startswith(b"PK\x03\x04") and any(name in data for name in _SHEETS): return "is a spreadsheet, as .xlsx or .ods: export the sheet as CSV"
+    if data.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in data or b"opendocument.spreadsheet" in data): return "is a spreadsheet, as .xlsx or .ods: export the sheet as CSV"
     for magic, words in _MAGIC.items():
         if data.startswith(magic): return words
     return "is binary, not text: fetch it again" if b"\0" in data else ""
@@ -93,8 +91,7 @@ def read_csv(
 ) -> list:       # (line number, fields) of every line that is not blank
     "Rows of a CSV file, whatever parts its fields; Excel's first line that says it, sep=;, is understood"
     lines = read_text(path).splitlines()
-    said = re.fullmatch('"?sep=(.)"?[,;\t]*', lines[0].strip(" "), re.I)
-    if said: lines[0] = ""
+    if said := re.fullmatch('"?sep=(.)"?[,;\t]*', lines[0].strip(" "), re.I): lines[0] = ""
     part = said[1] if said else max(",;\t", key=lambda c: next(line for line in lines if line.strip()).count(c))
     reader = csv.reader(lines, delimiter=part)
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
@@ -190,8 +187,7 @@ def _text_table(path, columns, notes, problems, words=()):
     usual = Counter(len(fields) for _, fields in rows).most_common(1)[0][0]   # a name and the values
     names = header[1:] if len(header) == usual else header
     order, width = column_order(names, columns, path), len(names)
-    if width not in (usual - 1, n):
-        raise DataError(f"{path}: the header has {len(header)} columns, expected {usual - 1}: is this the right file?")
+    if width not in (usual - 1, n): raise DataError(f"{path}: the header has {len(header)} columns, expected {usual - 1}: is this the right file?")
     _left_out(path, names, columns, notes)
     problems += [f"line {line}: {len(f) - 1} values, expected {width}" for line, f in rows if len(f) != width + 1]
     return [(line, [f[0], *(f[1 + k] for k in order)]) for line, f in rows if len(f) == width + 1]
@@ -395,17 +391,6 @@ def image_size(
         with Image.open(io.BytesIO(read_bytes(path)) if split_archive(path)[0] else path) as image: return image.size
     except DataError: raise
     except Exception: return read_image(path).size
-
-def turn_of(
-    path: Path,  # a file, or a path into a zip
-) -> int:        # of `TURNS`, 0 for none; from 5 on width and height change places
-    "How the EXIF tag of an image turns it, from its header"
-    try:
-        with Image.open(io.BytesIO(read_bytes(path)) if split_archive(path)[0] else path) as image:
-            if image.format == "PNG" and "exif" not in image.info: return 0   # all of it would be decoded to look for one behind the pixels
-            turn = image.getexif().get(ORIENTATION)
-            return turn if turn in TURNS else 0
-    except Exception: return 0   # whatever a broken tag can do to a parser
 
 # %% ../../nbs/02a_data.files.ipynb #94a4a615
 def fitting(

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from ..core import DataError, as_path, atomic_write, cache_dir, digest, folder_lock, people_of, progress
-from .own import side_pairs
 from .pictures import Opener
 from .tables import AttributeTable, refuse_enlarged
 
@@ -115,13 +114,6 @@ def _is_mirrored(seed, row, k, how):
     distort(Image.new("L", (9, 9)), rng, **how)
     return rng.random() < .5
 
-def _as_mirrored(table, mirrored):
-    "The table whose attributes of two sides trade places in mirrored rows"
-    columns = dict(labels=table.labels.copy(), known=table.known.copy())
-    for values in columns.values():
-        for i, j in side_pairs(table.names): values[np.ix_(mirrored, [i, j])] = values[np.ix_(mirrored, [j, i])]
-    return replace(table, **columns)
-
 def enlarge(
     table: AttributeTable,
     copies: int = 11,          # of every training picture, beside the original: twelve-fold gives LFWA the paper's "over 75 thousand"
@@ -139,7 +131,9 @@ def enlarge(
         bad = [e for e in (j.result() for j in progress(jobs, "distorting")) if e is not None]
     if bad: raise DataError(f"{len(bad)} copies cannot be made", [str(e) for e in bad])
     more = table.take(rows)
-    if side_pairs(table.names): more = _as_mirrored(more, [_is_mirrored(seed, int(row), k, how) for k, row in enumerate(rows)])
+    if (order := table.vocab.flip_order()) != list(range(len(table.vocab))):   # attributes of two sides trade places in mirrored copies
+        mirrored = np.array([_is_mirrored(seed, int(row), k, how) for k, row in enumerate(rows)], bool)[:, None]
+        more = replace(more, labels=np.where(mirrored, more.labels[:, order], more.labels), known=np.where(mirrored, more.known[:, order], more.known))
     stack = lambda key: None if getattr(table, key) is None else np.concatenate([getattr(table, key), getattr(more, key)])
     columns = {k: stack(k) for k in ("labels", "known", "split", "identity")}
     originals = len(rows)//max(copies, 1)

@@ -19,7 +19,7 @@ from .checks import check_crops, check_data, check_options, check_settings, chec
 from .code import code_digest, function_name, own_digest
 from .core import DataError, as_path, digest, file_said
 from .data.columns import plain_size
-from .data.tables import AttributeTable
+from .data.tables import AttributeTable, refuse_unmarked
 from .kept import Run
 from .losses import balance_weights
 from .methods import ENLARGED, METHODS, OURS, REGISTERED_IN, VARIANTS, Method, get_method
@@ -337,6 +337,7 @@ def check_beside(
         if m.needs == "boxes" and table.landmarks is None:
             raise DataError(f"{m.name} needs landmarks, and {table.name} has none: put CelebA's list of landmarks beside the attributes, name ten columns of "
                             "your own (table_from_csv(..., landmarks=...)), or leave it out")
+        if m.needs == "boxes": refuse_unmarked(table)
         if m.need.parses and parsing is None:
             raise DataError(f"method {m.name} needs a parsing set: pass parsing=helen(...), celebamask_hq(...), or your own (parsing_from_folders); "
                             "for drawn faces, the drawn one: open_parsing()")

@@ -208,7 +208,8 @@ def tta(self: ResumableLearner, ds_idx: int = 1, **kwargs):
     "Probabilities averaged over each picture and its mirror image, and targets; raises `ValueError` where a model takes more"
     dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
     if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
-    both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid())/2, 1e-7)
+    order = next((f.order for f in dl.fields if f.kind == "target" and f.order), slice(None))
+    both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid()[:, order])/2, 1e-7)
     logits, targets = predict(_As(self.model, both), dl, self.precision)
     return torch.tensor(logits).sigmoid(), torch.tensor(targets)
 

@@ -11,14 +11,15 @@ from PIL import Image
 from symbiosis_nb import core, runs
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.columns import plain_size
-from symbiosis_nb.data.loaders import Field, attribute_dls
+from symbiosis_nb.data.loaders import MIRROR, Field, attribute_dls
 from symbiosis_nb.data.pixels import box_view, pixel_store
+from symbiosis_nb.data.protocols import enlarge
 from symbiosis_nb.data.sources import synthetic_parsing
 from symbiosis_nb.data.tables import AttributeTable
 from symbiosis_nb.jobs import make_job
-from symbiosis_nb.learner import ResumableLearner
+from symbiosis_nb.learner import ResumableLearner, attribute_learner
 from symbiosis_nb.runs import run
-from symbiosis_nb.vocab import AttributeVocab
+from symbiosis_nb.vocab import BERKELEY, CELEBA, WIDER, AttributeVocab, side_pairs
 
 from helpers import picture_table
 
@@ -123,3 +124,66 @@ def test_helpers_leave_the_process_as_it_was(pictures, tmp_path, monkeypatch, me
     monkeypatch.setattr(ResumableLearner, "one_batch", real)
     resumed, whole = train("a"), train("b")
     assert state() == before and np.array_equal(resumed.arrays["test_last"], whole.arrays["test_last"])
+
+
+@pytest.mark.parametrize("size", [(8, 6), (40, 32), (80, 64)])
+@pytest.mark.parametrize("box, margin", [((11.5, 10, 1, 20), 0), ((10, 11.5, 20, 1), 0), ((36, 3, 9, 9), 0), ((-9, 3, 9, 9), 0), ((60, 3, 9, 9), .1), ((2.6, 3, .3, 9), 0)])
+def test_a_box_without_a_pixel_is_no_picture(pictures, tmp_path, size, box, margin):
+    "Whatever the size that is asked for: refused by name and box, or counted as unreadable; the others are cut as ever"
+    paths, boxes = pictures.paths[:3], np.array([(3.4, 5.6, 20, 18), box, (-4, 30, 30, 40)], float)
+    with pytest.raises(DataError, match=f"(?s)1 of 3 images cannot be used.*001.png: .*no whole pixel of its 36x44 lies in the box {box[0]:g}, {box[1]:g}"): pixel_store(paths, size, box_view(boxes, margin), root=tmp_path)
+    store = pixel_store(paths, size, box_view(boxes, margin), "skip", root=tmp_path)
+    assert store.ok.tolist() == [True, False, True]
+    if margin: return
+    for i, edges in ((0, (3, 6, 23, 24)), (2, (0, 30, 26, 44))):
+        assert np.array_equal(store[[i]][0], np.asarray(Image.open(paths[i]).crop(edges).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.)))
+
+
+def test_a_frame_of_boxes_without_boxes_is_said(pictures, tmp_path):
+    with pytest.raises(DataError, match="there are no boxes, which pictures of frame 'box' are cut by"): run("avg_pool", pictures.but(frame="box"), "smoke", out=tmp_path)
+
+
+SIDED = ("left_arm_up", "hat", "right_arm_up")
+
+def sided_table(folder, names=SIDED, n=24):
+    "Bright at the left where the first attribute holds, at the right where the third does"
+    y = np.random.default_rng(0).integers(0, 2, (n, 3))
+    for i in range(n):
+        pixels = np.zeros((16, 16, 3), np.uint8); pixels[:, :4] += np.uint8(200*y[i, 0]); pixels[:, 12:] += np.uint8(200*y[i, 2]); pixels[0, 8] = i
+        Image.fromarray(pixels).save(folder/f"{i}.png")
+    return AttributeTable("mine", AttributeVocab("mine", names), [folder/f"{i}.png" for i in range(n)], y, y > -1, ["train"]*16 + ["valid"]*8)
+
+@pytest.mark.parametrize("names, trade", [(SIDED, True), (("LeftArm", "hat", "RightArm"), True), (("armL", "x", "armR"), True), (("bright", "hat", "upright"), False), (("left_arm", "hat", "right_leg"), False)])
+def test_attributes_of_two_sides_trade_places_in_a_mirror(tmp_path, names, trade):
+    table = sided_table(tmp_path, names)
+    dls = attribute_dls(table, [Field("image", pixel_store(table, (16, 16), root=tmp_path/"stores"))], 16, MIRROR)
+    wrong = 0
+    for _ in range(4):
+        x, y = dls.train.one_batch()
+        at = torch.stack([x[:, 0, 8, 1], x[:, 0, 8, 14]], 1) > 0
+        wrong += int((at != (y[:, [0, 2]] > 0)).any())
+    assert (wrong == 0) == trade
+    x, y = dls.valid.one_batch()
+    assert ((torch.stack([x[:, 0, 8, 1], x[:, 0, 8, 14]], 1) > 0) == (y[:, [0, 2]] > 0)).all()
+
+
+def test_mirrored_copies_trade_sides_too(tmp_path):
+    big = enlarge(sided_table(tmp_path), 3, out=tmp_path/"copies")
+    seen = np.array([[np.asarray(big.open(i))[8, k, 0] > 100 for k in (1, 14)] for i in range(len(big))])
+    assert (seen == big.labels[:, [0, 2]]).all() and (big.labels[24:] != np.repeat(big.labels[:16], 3, 0)).any()
+
+
+def test_averages_over_mirror_images_trade_sides_too(tmp_path):
+    table = sided_table(tmp_path)
+    dls = attribute_dls(table, [Field("image", pixel_store(table, (16, 16), root=tmp_path/"stores"))], 8, None)
+    class Looks(torch.nn.Module):
+        def __init__(self): super().__init__(); self.w = torch.nn.Parameter(torch.ones(1))
+        def forward(self, x): return self.w*torch.stack([x[:, 0, 8, 1], 0*x[:, 0, 8, 1], x[:, 0, 8, 14]], 1)*9
+    found, y = attribute_learner(dls, Looks(), precision="float32").tta()
+    assert ((found[:, [0, 2]] > .5) == (y[:, [0, 2]] > 0)).all()
+
+
+def test_no_official_attribute_has_a_side():
+    "What is trained on the official sets, and on drawn ones, stays what it was"
+    for vocab in (CELEBA, WIDER, BERKELEY): assert side_pairs(vocab.names) == ()
+    assert side_pairs(("left_eye_closed", "right_eye_closed", "hat")) == ((0, 1),)

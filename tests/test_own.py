@@ -2,6 +2,8 @@
 import io
 import json
 import os
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,11 @@ from PIL import Image
 
 from symbiosis_nb.core import DataError
 from symbiosis_nb.data.own import (drawn_parts, parsing_from_folders, table_from_csv, table_from_folders, table_from_parquet, together)
+from symbiosis_nb.data.pixels import box_view
 from symbiosis_nb.data.sheets import Pictures, answers, read_sheet, read_shards, words_of
 from symbiosis_nb.data.tables import AttributeTable
+from symbiosis_nb.needs.boxes import box_masks
+from symbiosis_nb.runs import run
 
 os.environ["SYMBIOSIS_QUIET"] = "1"
 N = 24
@@ -374,3 +379,211 @@ def test_codes_are_not_guessed_where_one_is_missing(place, tmp_path):
     pd.DataFrame([(named(i, "relative"), i % 2, i//2 % 2) for i in range(N)], columns=["picture", "partition", "Smiling"]).to_csv(tmp_path/"t.csv", index=False)
     assert table_from_csv(tmp_path/"t.csv", place/"pictures").names == ("partition", "Smiling")   # of hair, for example
     with pytest.raises(DataError, match="codes only where 0, 1 and 2 all stand"): table_from_csv(tmp_path/"t.csv", place/"pictures", split="partition")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    "Pictures 0.png to 29.png, and a writer of tables of them: a row's number, the picture's, more cells"
+    for i in range(30): Image.new("RGB", (40, 30), (8*i, 0, 0)).save(tmp_path/f"{i}.png")
+    def write(header, images, more=lambda i: (i % 2,)):
+        (tmp_path/"t.csv").write_text("\n".join([header, *(",".join(map(str, (i, image, *more(i)))) for i, image in enumerate(images))])); return tmp_path/"t.csv"
+    return write
+
+
+@pytest.mark.parametrize("images", [[i//2 for i in range(30)], [29 - i for i in range(10)], [31, *range(29, 20, -1)]], ids=["two boxes each", "a subset", "one is lost"])
+def test_a_rows_number_is_not_taken_for_a_picture(numbered, images):
+    "Both columns name pictures, without endings, and others: the one that is meant must be said"
+    boxed = numbered("id,image_id,x,y,w,h,hat", images, lambda i: (3, 4, 20, 20, i % 2))
+    for on_missing in ("raise", "skip"):
+        with pytest.raises(DataError, match="all name pictures of .*: say which, pictures="): table_from_csv(boxed, box="x y w h", on_missing=on_missing)
+    table = table_from_csv(boxed, box="x y w h", pictures="image_id", on_missing="skip")
+    assert [int(p.stem) for p in table.paths] == [i for i in images if i < 30] and not any("without their endings" in n for n in table.notes)
+
+
+def test_columns_with_another_job_name_no_pictures(numbered):
+    "Sizes of boxes, people and labels are numbers as well: one column names the pictures, which is said"
+    csv = numbered("person_id,image,x,y,w,h,hat,split", range(29, -1, -1), lambda i: (i % 9, 4, 20, 19 - i % 9, i % 2, ("train", "valid", "test")[i % 3]))
+    table = table_from_csv(csv, box="x y w h")
+    assert [int(p.stem) for p in table.paths] == list(range(29, -1, -1)) and "image names the pictures, without their endings" in table.notes
+    csv = numbered("image,copy,hat", range(30))   # both mean the same pictures
+    assert [int(p.stem) for p in table_from_csv(csv).paths] == list(range(30))
+
+
+LABELLED = [("Y", "N"), ("y", "n"), ("T", "F"), ("WAHR", "FALSCH"), ("on", "off"), ("Present", "absent"), ('"1,0"', '"0,0"')]
+
+@pytest.mark.parametrize("asked", [None, "smiling", ["smiling", "hat"]])
+@pytest.mark.parametrize("yes, no", LABELLED)
+def test_labels_as_people_write_them(numbered, yes, no, asked):
+    "Pairs of words are labels where both stand; nothing becomes two attributes of one"
+    table = table_from_csv(numbered("row,image,smiling,hat", [f"{i}.png" for i in range(30)], lambda i: ((yes, no, "")[i % 3], i % 2)), attributes=asked)
+    assert table.names == (("smiling",) if asked == "smiling" else ("smiling", "hat"))
+    assert table.labels[:3, 0].tolist() == [1, 0, 0] and table.known[:3, 0].tolist() == [True, True, False]
+
+
+def test_one_letter_alone_is_no_label(numbered):
+    "F beside M is a sex: not read unasked, and refused where it is asked for"
+    csv = numbered("row,image,sex,hat", [f"{i}.png" for i in range(30)], lambda i: ("FMF"[i % 3], i % 2))
+    assert table_from_csv(csv).names == ("hat",)
+    with pytest.raises(DataError, match="sex holds 'F' or 'M', and each would be an attribute of its own: write 0 or 1"): table_from_csv(csv, attributes=["sex"])
+
+
+@pytest.mark.parametrize("cells, says", [(("Male", "Female"), "'Female' or 'Male', and each would"), (("x", ""), "'x', and it would"), (('"0,25"', '"0,5"'), "holds numbers such as")])
+def test_a_column_that_is_asked_for_holds_labels_or_a_list(numbered, cells, says):
+    csv = numbered("row,image,worn", [f"{i}.png" for i in range(30)], lambda i: (cells[i % 2],))
+    with pytest.raises(DataError, match=says): table_from_csv(csv, attributes=["worn"])
+    for header in ("row,image,labels", "row,image,worn"):   # a list by its name, or since it says that nothing is there
+        csv = numbered(header, [f"{i}.png" for i in range(30)], lambda i: (("hat", "tie", "none")[i % (2 if "labels" in header else 3)],))
+        assert table_from_csv(csv, attributes=header.split(",")[2]).names == ("hat", "tie")
+
+
+def test_choices_of_label_studio(numbered):
+    "Its cells hold a word, or JSON with several; JSON that is no list of words is a fault"
+    cells = ("hat", '"{""choices"":[""glasses"",""hat""]}"', "", '"{""choices"": [""glasses""]}"')
+    table = table_from_csv(numbered("row,image,choice", [f"{i}.png" for i in range(28)], lambda i: (cells[i % 4],)), attributes="choice")
+    assert table.names == ("glasses", "hat") and table.labels[:4].tolist() == [[0, 1], [1, 1], [0, 0], [1, 0]] and table.known[:4, 0].tolist() == [True, True, False, True]
+    for cell in ('"{""x"": 1, ""y"": 2}"', '"[{""rectanglelabels"": [""hat""]}]"', '"{broken"'):
+        with pytest.raises(DataError, match="line 3, choice: .*expected words, as glasses;hat"):
+            table_from_csv(numbered("row,image,choice", ["0.png", "1.png", "2.png"], lambda i: ("hat" if i != 1 else cell,)), attributes="choice")
+
+
+def test_two_classes_of_the_hub_may_be_asked_for(tmp_path, cache):
+    rows = dict(image=[dict(bytes=jpeg(9*i), path=None) for i in range(6)], sex=[0, 1]*3)
+    pq.write_table(hub(rows, dict(sex=["female", "male"])), tmp_path/"a.parquet")
+    assert table_from_parquet(tmp_path/"a.parquet", attributes="sex").names == ("female", "male")
+
+
+@pytest.mark.parametrize("header, cells", [("x,y,w,h", ".1,.2,.5,.6"), ("x1,y1,x2,y2", "0,.25,1,1.0"), ("xmin,ymin,xmax,ymax", "0,0,1,1")])
+def test_boxes_in_shares_of_the_picture_are_refused(numbered, header, cells):
+    csv = numbered(f"row,image,{header},hat", [f"{i}.png" for i in range(30)], lambda i: (cells, i % 2))
+    with pytest.raises(DataError, match="boxes are all within 0 and 1 .*multiply x by the picture's width"): table_from_csv(csv, attributes="hat", box=header)
+
+
+def test_boxes_over_the_border_are_said(numbered):
+    at = lambda i: {3: (-6, 4, 20, 20, 1), 7: (10, 11, 20, 20, 1), 9: (-.4, 9.6, 40.3, 20, 1)}.get(i, (20, 10, 20, 20, 0))
+    notes = table_from_csv(numbered("row,image,x,y,w,h,hat", [f"{i}.png" for i in range(30)], at), attributes="hat", box="x y w h").notes
+    assert "boxes that lie partly outside their picture, where they are cut off: 2 of 30 looked at, for example line 5" in notes
+    inside = table_from_csv(numbered("row,image,x,y,w,h,hat", [f"{i}.png" for i in range(30)], lambda i: (20, 10, 20, 20, i % 2)), attributes="hat", box="x y w h")
+    assert not any("outside" in n for n in inside.notes)
+
+
+def test_a_frame_of_boxes_needs_boxes(numbered):
+    with pytest.raises(DataError, match="frame='box' shows what lies in a box.*give box="): table_from_csv(numbered("row,image,hat", [f"{i}.png" for i in range(30)]), attributes="hat", frame="box")
+
+
+def turned(file, upright, turn):
+    "A picture stored so that its EXIF tag turns it upright"
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[turn]
+    tag = Image.Exif(); tag[0x112] = turn
+    Image.fromarray(upright).transpose(back).save(file, exif=tag)
+
+
+@pytest.mark.parametrize("ending, turn", [("png", 3), ("png", 6), ("jpg", 3), ("jpg", 6)])
+def test_pictures_that_a_tag_turns(tmp_path, ending, turn):
+    "Boxes and masks count pixels as they are stored, which is said; with exif=True those of upright pictures"
+    upright = np.zeros((40, 60, 3), np.uint8); upright[:16, :32] = 255
+    for kind in ("p", "m"): (tmp_path/kind).mkdir()
+    for i in range(6):
+        upright[24:, 40:] = 20*i   # no copies
+        turned(tmp_path/"p"/f"{i}.{ending}", upright, turn if i < 4 else 3)
+        Image.fromarray((upright[..., 0] == 255).astype(np.uint8)).save(tmp_path/"m"/f"{i}.png")
+    (tmp_path/"t.csv").write_text("file,x,y,w,h,hat\n" + "\n".join(f"{i}.{ending},0,0,32,16,{i % 2}" for i in range(6)))
+    read = lambda **kw: table_from_csv(tmp_path/"t.csv", tmp_path/"p", attributes="hat", box="x y w h", **kw)
+    stored, right = read(), read(exif=True)
+    shown = lambda t: np.asarray(box_view(t.boxes).crop(t.open(0), 0)).mean()
+    assert stored.exif is False and shown(stored) < 100 and any(n.startswith("pictures that their EXIF tag turns: 6 of 6 looked at, for example") and "say exif=True" in n for n in stored.notes)
+    assert right.exif is True and shown(right) > 250 and stored.digest == read(exif=False).digest != right.digest
+    assert not any("EXIF" in n for t in (right, read(exif=False), table_from_csv(tmp_path/"t.csv", tmp_path/"p", attributes="hat")) for n in t.notes)
+    parsed = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background white", exif=True)
+    assert np.asarray(parsed.open(0))[parsed.label(0) == 1].mean() > 250 and parsed.take([0]).exif and not any("EXIF" in n for n in parsed.notes)
+    if turn == 3:
+        plain = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background white")
+        assert any("masks are taken to count pixels as they are stored" in n for n in plain.notes) and plain.digest != parsed.digest and np.asarray(plain.open(0))[plain.label(0) == 1].mean() < 100
+
+
+@pytest.mark.parametrize("column, cells, how", [("set", ("train", "val", "test"), "say split='set'"), ("Usage", ("Training", "PublicTest", "PrivateTest"), "write train, valid and test in it, and say split='Usage'"),
+                                                ("fold", ("train", "test", "unused"), "write train"), ("phase", ("TRAIN", "test"), "say split='phase'")])
+def test_a_column_that_looks_like_parts_is_said(numbered, column, cells, how):
+    "Parts are drawn, and the note says which column might have said them; not where drawing was asked for"
+    csv = numbered(f"row,image,{column},hat", [f"{i}.png" for i in range(30)], lambda i: (cells[i % len(cells)], i % 2))
+    note = [n for n in table_from_csv(csv).notes if "looks like parts" in n]
+    assert len(note) == 1 and f"though column {column} looks like parts" in note[0] and how in note[0]
+    assert not any("looks like parts" in n for n in table_from_csv(csv, split=None).notes)
+    if how.startswith("say"): assert table_from_csv(csv, split=column).split[:2].tolist() == ["train", "valid" if len(cells) == 3 else "test"]
+    csv = numbered(f"row,image,{column},hat,split", [f"{i}.png" for i in range(30)], lambda i: (cells[i % len(cells)], i % 2, ("train", "test")[i % 2]))
+    assert not any("looks like parts" in n for n in table_from_csv(csv).notes)
+
+
+@pytest.mark.parametrize("column", ["is_test", "fold", "isTrain", "valid", "test_set"])
+def test_parts_as_labels_are_said(numbered, column):
+    csv = numbered(f"row,image,{column},hat", [f"{i}.png" for i in range(30)], lambda i: (i % 2, i//2 % 2))
+    assert table_from_csv(csv).names == (column, "hat") and any(n.startswith(f"{column} is read as an attribute; if it says which part") for n in table_from_csv(csv).notes)
+    assert not any("is read as an attribute" in n for n in table_from_csv(csv, attributes=[column, "hat"]).notes)
+
+
+def test_labels_called_person_are_no_people(numbered):
+    "0 and 1 are labels, asked for or not; people are people"
+    write = lambda cells: numbered("row,image,person,hat", [f"{i}.png" for i in range(30)], lambda i: (cells[i % len(cells)], i//2 % 2))
+    for cells in (("0", "1"), ("-1", "1"), ("yes", "no", "")):
+        table = table_from_csv(write(cells))
+        assert table.names == ("person", "hat") and table.identity is None and any("if it says who it is, say identity='person'" in n for n in table.notes)
+        assert table_from_csv(write(cells), attributes=["person", "hat"]).names == ("person", "hat")
+    for cells in (("0", "1", "2"), ("0", "1", "-1", *"23"), ("ann", "bo", "cy")):
+        table = table_from_csv(write(cells))
+        assert table.names == ("hat",) and len(set(table.identity[table.identity >= 0])) == len(cells) - ("-1" in cells)
+    for given, asked in ((dict(identity="person"), "person"), ({}, "image"), (dict(box="x y w h"), "w")):
+        with pytest.raises(DataError, match=f"'{asked}' cannot be an attribute, having another job"):
+            table_from_csv(numbered("row,image,person,hat,x,y,w,h", [f"{i}.png" for i in range(30)], lambda i: (i % 2, i % 2, 3, 3, 9, 9)), attributes=[asked, "hat"], **given)
+
+
+def test_attributes_of_two_sides_are_said(numbered):
+    csv = numbered("row,image,left_arm_up,right_arm_up,leftEyeClosed,hat", [f"{i}.png" for i in range(30)], lambda i: (i % 2, 1 - i % 2, i//2 % 2, i//3 % 2))
+    notes = table_from_csv(csv).notes
+    assert "attributes that trade places where training mirrors a picture: left_arm_up and right_arm_up" in notes
+    assert any(n.startswith("leftEyeClosed: the other side is not among the attributes") and "augment=False" in n for n in notes)
+    assert not any("mirrors" in n for n in table_from_csv(csv, attributes="hat").notes)
+
+
+@pytest.mark.parametrize("disk, sheet", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_of_one_sign_or_two(tmp_path, disk, sheet):
+    "macOS keeps a letter and its accent as two signs; the same name is meant, of pictures, folders and masks"
+    spelled = lambda form, k, ending="png": unicodedata.normalize(form, f"Zoë/José {k}.{ending}")
+    for kind, form in (("p", disk), ("m", sheet)):
+        for k in range(6): (file := tmp_path/kind/spelled(form, k)).parent.mkdir(parents=True, exist_ok=True); Image.new("L", (8, 8), 0 if kind == "m" else 20*k).save(file)
+    for name in (lambda k: spelled(sheet, k), lambda k: spelled(sheet, k).upper(), lambda k: spelled(sheet, k).split("/")[1]):
+        (tmp_path/"t.csv").write_text("file,hat\n" + "\n".join(f"{name(k)},{k % 2}" for k in range(6)))
+        assert [p.stem[-1] for p in table_from_csv(tmp_path/"t.csv", tmp_path/"p").paths] == list("012345")
+    parsed = parsing_from_folders(tmp_path/"p", tmp_path/"m", "background face")
+    assert len(parsed) == 6 and all(p.stem[-1] == m.stem[-1] for p, m in zip(parsed.paths, parsed.label_files))
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "sep=;;"])
+def test_excels_line_that_says_what_parts_cells(tmp_path, first):
+    for k in range(4): Image.new("RGB", (8, 8), (20*k, 0, 0)).save(tmp_path/f"{k}.png")
+    (tmp_path/"t.csv").write_text(f"{first}\nfile;hat\n" + "\n".join(f"{k}.png;{k % 2}" for k in range(4)))
+    assert table_from_csv(tmp_path/"t.csv").names == ("hat",)
+    (tmp_path/"t.csv").write_text(f"{first}\nfile;hat\n0.png;1\n1.png;perhaps\n2.png;0")
+    with pytest.raises(DataError, match="line 4, hat: 'perhaps'"): table_from_csv(tmp_path/"t.csv")
+
+
+@pytest.mark.parametrize("made, says", [("[Content_Types].xml", "export the sheet as CSV"), ("xl/workbook.xml", "export the sheet as CSV"), ("ods", "export the sheet as CSV"), ("xls", "export the sheet as CSV"), ("a.csv", "zip archive: unpack it first")])
+def test_a_workbook_is_no_csv(tmp_path, made, says):
+    file = tmp_path/"labels.xlsx"
+    if made == "xls": file.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+    else:
+        with zipfile.ZipFile(file, "w") as z:
+            z.writestr("mimetype" if made == "ods" else made, "application/vnd.oasis.opendocument.spreadsheet" if made == "ods" else "<x/>")
+            if made.startswith("xl"): z.writestr("[Content_Types].xml", "<x/>")
+    with pytest.raises(DataError, match=says): table_from_csv(file)
+
+
+def test_missing_landmarks_are_said_and_not_learnt_from(numbered, tmp_path):
+    "A row without its points gives empty boxes: bbox refuses, and says how to leave it out"
+    columns = ",".join(f"{a}{k}" for k in range(5) for a in "xy")
+    points = lambda i: ",".join([""]*10) if i == 4 else "9,9,28,9,20,15,12,22,27,22" if i != 7 else ",9,28,9,20,15,12,22,27,22"
+    table = table_from_csv(numbered(f"row,image,{columns},hat", [f"{i}.png" for i in range(30)], lambda i: (points(i), i % 2)), attributes="hat", landmarks=columns.split(","))
+    assert "landmarks are missing in 2 of 30 rows: bbox takes none of these" in table.notes
+    for act in (lambda: run("bbox", table, "smoke", out=tmp_path/"runs"), lambda: box_masks(table, (6, 5))):
+        with pytest.raises(DataError, match=r"2 of 30 pictures have no whole landmarks, for example 4.png.*table.take\(~np.isnan"): act()
+    whole = table.take(~np.isnan(table.landmarks).any((1, 2)))
+    assert len(whole) == 28 and box_masks(whole, (6, 5)).store[[0]].shape == (1, 16, 6, 5)
+    assert run("avg_pool", table, "smoke", out=tmp_path/"runs", epochs=1).folder.exists()

@@ -25,7 +25,7 @@ from .pictures import decode, read_bytes, read_image, split_archive
 # %% ../../nbs/02a_data.files.ipynb #0a38ec03
 _MAGIC = {b"PK\x03\x04": "is a zip archive: unpack it first", b"7z\xbc\xaf": "is a 7z archive: unpack it first",
           b"\x1f\x8b": "is a gzip archive: unpack it first", b"\xff\xfe": "is UTF-16 text: save it as UTF-8",
-          b"\xfe\xff": "is UTF-16 text: save it as UTF-8"}
+          b"\xfe\xff": "is UTF-16 text: save it as UTF-8", b"\xd0\xcf\x11\xe0": "is an Excel workbook: export the sheet as CSV"}
 
 def sniff(
     data: bytes,        # how a file begins, or all of it
@@ -34,10 +34,10 @@ def sniff(
     "What is wrong with these bytes at first sight; empty when nothing is"
     head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not data.strip(): return "is empty: fetch it again"
-    if head.startswith((b"<!doctype", b"<html")):
-        return "is a web page (often a download quota notice), not the file itself: fetch it again"
+    if head.startswith((b"<!doctype", b"<html")): return "is a web page (often a download quota notice), not the file itself: fetch it again"
     if head.startswith(b"version https://git-lfs"): return "is a Git-LFS pointer, not the file itself: run `git lfs pull`"
     if not text: return ""
+    if data.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in data or b"opendocument.spreadsheet" in data): return "is a spreadsheet, as .xlsx or .ods: export the sheet as CSV"
     for magic, words in _MAGIC.items():
         if data.startswith(magic): return words
     return "is binary, not text: fetch it again" if b"\0" in data else ""
@@ -89,9 +89,10 @@ def number_of(
 def read_csv(
     path: Path,  # a .csv file parted by commas, semicolons or tabs
 ) -> list:       # (line number, fields) of every line that is not blank
-    "Rows of a CSV file, whatever parts its fields"
+    "Rows of a CSV file, whatever parts its fields; Excel's first line that says it, sep=;, is understood"
     lines = read_text(path).splitlines()
-    part = max(",;\t", key=lambda c: next(line for line in lines if line.strip()).count(c))
+    if said := re.fullmatch('"?sep=(.)"?[,;\t]*', lines[0].strip(" "), re.I): lines[0] = ""
+    part = said[1] if said else max(",;\t", key=lambda c: next(line for line in lines if line.strip()).count(c))
     reader = csv.reader(lines, delimiter=part)
     try: return [(reader.line_num, [f.strip() for f in fields]) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as e: raise DataError(f"{path} line {reader.line_num}: not a CSV line ({e}): fetch the file again") from None
@@ -186,8 +187,7 @@ def _text_table(path, columns, notes, problems, words=()):
     usual = Counter(len(fields) for _, fields in rows).most_common(1)[0][0]   # a name and the values
     names = header[1:] if len(header) == usual else header
     order, width = column_order(names, columns, path), len(names)
-    if width not in (usual - 1, n):
-        raise DataError(f"{path}: the header has {len(header)} columns, expected {usual - 1}: is this the right file?")
+    if width not in (usual - 1, n): raise DataError(f"{path}: the header has {len(header)} columns, expected {usual - 1}: is this the right file?")
     _left_out(path, names, columns, notes)
     problems += [f"line {line}: {len(f) - 1} values, expected {width}" for line, f in rows if len(f) != width + 1]
     return [(line, [f[0], *(f[1 + k] for k in order)]) for line, f in rows if len(f) == width + 1]

@@ -44,6 +44,7 @@ class Field:
     store: object                       # anything `store[rows]` gathers from by position: an `ArrayStore`, an array, a tensor; tables become arrays
     regions: RegionVocab | None = None  # of maps and labels: which trade places when mirrored
     crop: tuple | None = None           # (height, width) the model sees: the middle when measuring, anywhere (`Augment.shift`) in training
+    order: list = field(default_factory=list)   # of a target's columns when mirrored; empty: as they are
 
     def __post_init__(self):
         if self.kind not in KINDS: raise ValueError(f"a field is of kind {', '.join(KINDS)}, not {self.kind!r}")
@@ -130,9 +131,9 @@ def middle(x: torch.Tensor, size: tuple) -> torch.Tensor:
     return x[..., top:top + size[0], left:left + size[1]]
 
 def _swap(x, mirror, order):
-    "Regions of mirrored samples trade places"
+    "Regions, or attributes, of mirrored samples trade places"
     if order == list(range(len(order))): return x
-    return torch.where(_there(mirror, x)[:, None, None, None], x.index_select(1, _there(torch.tensor(order), x)), x)
+    return torch.where(_there(mirror, x).view(-1, *[1]*(x.dim() - 1)), x.index_select(1, _there(torch.tensor(order), x)), x)
 
 def _relabel(label, mirror, regions):
     lut = torch.arange(256)
@@ -159,7 +160,7 @@ def transform(
     how: dict | None, # parameters from `Augment.draw`; None leaves everything in place
 ) -> torch.Tensor:
     "Bring one gathered column into the form the model sees, moved as `how` says"
-    if f.kind == "target": return x
+    if f.kind == "target": return x if how is None else _swap(x, how["mirror"], f.order)
     picture = f.kind in ("image", "picture")
     if f.sized is not None: x = f.sized.shrunk(x)
     if picture: x = _planes(x)
@@ -344,7 +345,7 @@ def attribute_loader(
     "A loader over one split; raises `DataError` when the split is empty"
     rows = np.flatnonzero((table.split == split) & _usable(table, ok))
     if not len(rows): raise DataError(f"{table.name}: no sample in the {split} split")
-    fields = [*inputs, Field("target", attribute_targets(table))]
+    fields = [*inputs, Field("target", attribute_targets(table), order=table.vocab.flip_order())]
     _check_rows(table, fields)
     how = dict(bs=min(bs, len(rows)), shuffle=train, drop_last=train, **_in_process(kwargs))
     dl = GatherDL(rows.tolist(), fields, augment, table.vocab, **how)

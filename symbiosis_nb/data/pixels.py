@@ -244,13 +244,16 @@ def box_view(
     margin: float = 0.,  # enlarge by this share of width and height on every side
 ) -> View:
     "Crop every sample to its box, clipped to the image; raises `DataError` for boxes that are none"
+    if boxes is None: raise DataError("there are no boxes, which pictures of frame 'box' are cut by: give one for each row (table_from_csv: box=), or another frame")
     faults = Faults("box_view"); boxes = plain_boxes(boxes, faults); faults.complain()
     if boxes.ndim != 2 or boxes.shape[1] != 4: raise DataError(f"boxes have shape {boxes.shape}, expected (N, 4)")
     def crop(image, i):
         if np.isnan(boxes[i]).any(): return image
         x, y, w, h = boxes[i]
         x0, y0, x1, y1 = x - margin*w, y - margin*h, x + (1 + margin)*w, y + (1 + margin)*h
-        return image.crop((max(0, round(x0)), max(0, round(y0)), min(image.width, round(x1)), min(image.height, round(y1))))
+        left, top, right, bottom = max(0, round(x0)), max(0, round(y0)), min(image.width, round(x1)), min(image.height, round(y1))
+        if right <= left or bottom <= top: raise ValueError(f"no whole pixel of its {image.width}x{image.height} lies in the box {x:g}, {y:g}, {w:g}, {h:g}: mend it, or leave it out")
+        return image.crop((left, top, right, bottom))
     return View(f"box{margin:g}-{digest(boxes)}", crop, len(boxes))
 
 # %% ../../nbs/06_data.pixels.ipynb #2f651249

@@ -108,6 +108,12 @@ def _write_copy(table, row, path, seed, k, how):
     if rng.random() < .5: image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     with atomic_write(path) as tmp: image.save(tmp, "JPEG", quality=95)
 
+def _is_mirrored(seed, row, k, how):
+    "Whether `_write_copy` mirrors this copy: the same numbers are drawn"
+    rng = np.random.default_rng([seed, row, k])
+    distort(Image.new("L", (9, 9)), rng, **how)
+    return rng.random() < .5
+
 def enlarge(
     table: AttributeTable,
     copies: int = 11,          # of every training picture, beside the original: twelve-fold gives LFWA the paper's "over 75 thousand"
@@ -125,6 +131,9 @@ def enlarge(
         bad = [e for e in (j.result() for j in progress(jobs, "distorting")) if e is not None]
     if bad: raise DataError(f"{len(bad)} copies cannot be made", [str(e) for e in bad])
     more = table.take(rows)
+    if (order := table.vocab.flip_order()) != list(range(len(table.vocab))):   # attributes of two sides trade places in mirrored copies
+        mirrored = np.array([_is_mirrored(seed, int(row), k, how) for k, row in enumerate(rows)], bool)[:, None]
+        more = replace(more, labels=np.where(mirrored, more.labels[:, order], more.labels), known=np.where(mirrored, more.known[:, order], more.known))
     stack = lambda key: None if getattr(table, key) is None else np.concatenate([getattr(table, key), getattr(more, key)])
     columns = {k: stack(k) for k in ("labels", "known", "split", "identity")}
     originals = len(rows)//max(copies, 1)

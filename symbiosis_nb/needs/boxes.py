@@ -14,6 +14,7 @@ import torch
 from ..core import DataError, digest
 from ..data.loaders import Field
 from ..data.pixels import ArrayStore, array_store
+from ..data.tables import refuse_unmarked
 from ..models.pooling import landmark_masks
 from .base import Need, noise, register_need
 from ..vocab import RegionVocab
@@ -49,6 +50,7 @@ def box_masks(table,
     if table.landmarks is None:
         files = "list_landmarks_align_celeba.txt (or list_landmarks_celeba.txt)"
         raise DataError(f"{table.name}: method bbox needs landmarks; put {files} beside the attributes")
+    refuse_unmarked(table)
     key = digest(table.digest, list(size), "boxes", *(["in their box"] if table.frame == "box" else ["each in its frame"] if table.frame == "aligned" else []))
     one_size = table.frame == "aligned" and any(s in table.name for s in ONE_FRAME)
     if one_size: return Field("maps", BoxStore(table.landmarks, tuple(size), _first_frame(table), key), BOXES)

@@ -212,7 +212,8 @@ def run_all(
 
 def _check_travels(job):
     "Raise `ValueError` for code that another process cannot read: it would train under another name"
-    parts = dict(builder=job.method.build, need=type(job.need), schedule=job.profile.recipe.schedule)
+    recipe = job.profile.recipe
+    parts = dict(builder=job.method.build, need=type(job.need), schedule=recipe.schedule, recipe=type(recipe), augment=type(recipe.augment))
     for name, thing in parts.items():
         if getattr(getattr(thing, "func", thing), "__module__", "") in ("__main__", "__mp_main__"):
             raise ValueError(f"{job.called}: its {name} is defined in a notebook cell or a script, which other processes cannot read: "

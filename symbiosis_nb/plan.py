@@ -26,7 +26,7 @@ from .data.loaders import Field, attribute_dls, parsing_loader
 from .data.pixels import DRAWN, SOFT, WHOLE, has_pixels
 from .data.tables import AttributeTable, ParsingTable
 from .inputs import augmentation
-from .jobs import Job, job_of, method_code  # noqa: people look for `job_of` here
+from .jobs import Job, job_of  # noqa: people look for `job_of` here
 from .kept import FILES, Run, is_finished
 from .learner import adversarial_learner, attribute_learner, parsing_learner
 from .models.abstraction import MultiscaleDiscriminator, init_gan
@@ -166,7 +166,7 @@ def measure(piece: Piece) -> dict:  # step and image: seconds; memory and weight
     job, recipe = piece.job, recipe_of(piece)
     n = _batch(recipe.bs, size_of(piece))
     settings = {k: v for k, v in job.settings().items() if k not in ("attributes", "name", "limit")}
-    what = method_code(job.method) if piece.kind == "attributes" else job.profile.parser
+    what = job.config()["code"] if piece.kind == "attributes" else job.profile.parser
     key = digest(piece.kind, hardware(), torch.__version__, what, settings, job.options, len(job.table.names), recipe.plain(), n)
     file = cache_dir()/"plan"/f"{key}.json"
     if not file.is_file():

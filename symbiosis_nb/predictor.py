@@ -26,6 +26,7 @@ from .data import crops
 from .data.loaders import MEAN, STD, middle, normalize
 from .data.pictures import Opener, open_picture
 from .data.pixels import WHOLE, View
+from .jobs import own_builders
 from .kept import Run
 from .learner import ResumableLearner, attribute_logits
 from .code import own_digest
@@ -73,9 +74,10 @@ def load_model(
     return WithHelper(model, helper).eval().to(default_device())
 
 def _same_code(r, m):
-    "Warn where a method of one's own is another one now than the one that was trained"
-    kept = r.config.get("own_code")   # runs from before November 2026 do not say
-    if m.name in OURS or m.build is None or kept in (None, own_digest([m.build, m.need])): return
+    "Warn where a method, trunk or parser of one's own is another one now than the one that was trained"
+    kept, p = (r.config.get(k) for k in ("own_code", "own_builders")), r.config["profile"]   # runs from before November and December 2026 do not say
+    now = [] if m.name in OURS or m.build is None else [m.build, m.need], own_builders(m, p["backbone"], p["parser"])
+    if not any(n and k not in (None, own_digest(n)) for k, n in zip(kept, now)): return
     warnings.warn(f"{r.folder}: {m.name} was trained by other code, and its weights may mean something else now: train it anew, or bring the old code back")
 
 def _chain_model(r):

@@ -24,10 +24,10 @@ from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
 from ..callbacks import precision_so_far, seeded
 from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
-from ..models.backbones import backbone
+from ..models.backbones import TRUNKS, backbone
 from ..models.pooling import fit_masks
 from ..models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
-from .base import Need, noise, packs, register_need
+from .base import Need, noise, own_builder, packs, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
@@ -119,7 +119,7 @@ def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=
     stride = dict(stride=profile.stride) if trunk and profile.stride else {}   # as the attribute network's, whose weights it may start from
     return dict(parser=profile.parser, backbone=trunk, **stride, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder]), precision=profile.precision,
+                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder, *own_builder(TRUNKS, trunk)]), precision=profile.precision,
                 recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
 
 def _parsing_dls(table, image, labels, recipe):

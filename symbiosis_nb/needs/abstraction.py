@@ -210,7 +210,7 @@ def generator_run(
         raise DataError(f"{parsing.name}: its regions cannot be brought to Helen's eleven, from which abstraction images are drawn")
     config = generator_config(table, profile, seed)
     folder = Path(out)/f"generator-{digest(config)}"
-    with folder_lock(folder, done="done.json"):
+    with folder_lock(folder, done="done.json" if is_finished(folder) else ""):
         if not is_finished(folder): _train_generator(table, profile, config, folder)
     return GeneratorRun(folder)
 

@@ -108,7 +108,7 @@ def parser_run(
     table = to_regions(parsing, regions)
     config = parser_config(table, profile, seed, weights)
     folder = Path(out)/f"parser-{digest(config)}"
-    with folder_lock(folder, done="done.json"):
+    with folder_lock(folder, done="done.json" if is_finished(folder) else ""):
         if not is_finished(folder): _train_parser(table, profile, config, weights, folder)
     return ParserRun(folder)
 

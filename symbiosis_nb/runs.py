@@ -6,7 +6,7 @@
 __all__ = ['ANEW', 'run_job', 'begin_anew', 'run', 'collect', 'best_run']
 
 # %% ../nbs/33_runs.ipynb #5932bd84
-import shutil, time
+import shutil, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .computed import kept_score
 from .core import folder_lock
 from .data.tables import AttributeTable
 from .jobs import Job, check_beside, job_of
-from .kept import FILES, Run, is_finished, score
+from .kept import FILES, Run, is_finished, score, weights_digest
 from .learner import process_rank
 from .predictor import Predictor, load_model
 from .training import build_model, finish, start_from, train
@@ -37,7 +37,19 @@ def run_job(job: Job) -> Run:
     if job.again: begin_anew(job)
     with folder_lock(folder, done="done.json" if is_finished(folder, FILES) else ""):
         news = "read" if is_finished(folder, FILES) else _make(job, folder)
-    return Run(folder, job.called or job.method.name, news)
+    r = Run(folder, job.called or job.method.name, news)
+    if news == "read": _say_stale(job, r)
+    return r
+
+def _say_stale(job, r):
+    "Warn where the start of a finished run, or a network that it is made of, was trained again to other weights since; runs of before December 2026 do not say"
+    if "adopted" in r.done: return
+    start, kept = job.start and weights_digest(job.start), r.done.get("start_weights")
+    if start and kept and start != kept:
+        warnings.warn(f"{r.folder.name} was started from other weights than {Path(job.start).name} has now: again=True trains it anew")
+    there = {n: r.folder.with_name(n) for n in r.done.get("made_of", {})}
+    if other := [n for n, f in there.items() if is_finished(f, FILES) and Run(f).answers != r.done["made_of"][n]]:
+        warnings.warn(f"{r.folder.name} was made when {', '.join(other[:3])} had other weights: delete its folder, and it is put together anew from what is there")
 
 def _make(job, folder) -> str:
     "Train, average or chain, as the method says; what happened, in words"

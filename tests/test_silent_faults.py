@@ -1,6 +1,7 @@
 "What once gave wrong numbers without a word: each fault as it was found, and what is right."
 import math
 import os
+import warnings
 import zipfile
 from itertools import permutations
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import matplotlib.pyplot as plt
-from helpers import picture_table
+from helpers import picture_table, stopped_after
 from PIL import Image
 from symbiosis_nb import metrics as M, sights
 from symbiosis_nb.callbacks import Selection
@@ -590,6 +591,50 @@ def test_outputs_are_not_taken_over_for_other_attributes(table, tmp_path):
     from symbiosis_nb.training import build_model, start_from
     left = start_from(build_model(make_job("avg_pool", turned, "smoke")), first.folder, turned.names)
     assert left and all("head" in n or "classifier" in n or "fc" in n for n in left)
+
+
+def changed(folder):
+    "As if a network had been trained again, to other weights"
+    from safetensors.torch import load_file, save_file
+    from symbiosis_nb.kept import keep_arrays
+    weights = load_file(folder/"model.safetensors")
+    save_file({k: v + .5 if v.is_floating_point() else v for k, v in weights.items()}, folder/"model.safetensors")
+    keep_arrays(folder/"predictions.npz", {k: v + .5 if k.startswith("test_") and v.dtype == np.float32 else v for k, v in Run(folder).arrays.items()})
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_whose_start_was_trained_again_says_so(table, tmp_path, monkeypatch, epochs):
+    how = dict(profile="smoke", out=tmp_path, precision="float32")
+    first = run("avg_pool", table, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for news in ("trained", "read"): assert run("avg_pool", table, **how, start=first.folder, epochs=epochs).news == news
+    changed(first.folder)
+    with pytest.warns(UserWarning, match=f"started from other weights than {first.folder.name} has now: again=True"): run("avg_pool", table, **how, start=first.folder, epochs=epochs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in (True, False): second = run("avg_pool", table, **how, start=first.folder, epochs=epochs, again=again)
+        done = {k: v for k, v in second.done.items() if k != "start_weights"}; write_json(second.folder/"done.json", done)   # as runs of before do
+        changed(first.folder); assert run("avg_pool", table, **how, start=first.folder, epochs=epochs).news == "read"
+
+
+def test_a_start_is_the_one_that_a_training_began_with(table, tmp_path, monkeypatch):
+    from symbiosis_nb.kept import weights_digest
+    how = dict(profile="smoke", out=tmp_path, precision="float32")
+    first = run("avg_pool", table, **how); before = weights_digest(first.folder)
+    with stopped_after(monkeypatch, 0): run("avg_pool", table, **how, start=first.folder, epochs=2)
+    changed(first.folder)
+    assert run("avg_pool", table, **how, start=first.folder, epochs=2).done["start_weights"] == before != weights_digest(first.folder)
+
+
+@pytest.mark.parametrize("method, member", [("avg_pool_twice", "avg_pool"), ("g2s_12", "g2s_1-"), ("g2s_12", "g2s_one")])
+def test_a_combination_of_networks_that_were_trained_again_says_so(table, tmp_path, method, member):
+    ask = lambda: run(method, table, "smoke", out=tmp_path, precision="float32")
+    whole = ask()
+    with warnings.catch_warnings(): warnings.simplefilter("error"); assert ask().news == "read"
+    folder = next(f for f in tmp_path.glob(f"{member}*") if f != whole.folder and not f.name.startswith("avg_pool_twice"))
+    changed(folder)
+    with pytest.warns(UserWarning, match=f"was made when {folder.name} had other weights: delete its folder"): ask()
 
 
 def test_a_plan_counts_what_is_trained_anew(table, tmp_path):

@@ -274,5 +274,5 @@ def abstraction_pictures(job) -> Field:
         drawn = draw(normalize(source[rows].permute(0, 3, 1, 2).to(device)), wanted)*draw.std + draw.mean
         return (drawn.clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     codec = packs(job, DRAWN)
-    key = digest(source.digest, trained.digest, list(wanted), *([codec.name] if codec else []))   # compressed they are others, by a level or so
+    key = digest(source.digest, trained.made, list(wanted), *([codec.name] if codec else []))   # compressed they are others, by a level or so
     return Field("picture", array_store("abstraction", key, len(source), (*wanted, 3), make, chunk=64, desc="abstraction images", codec=codec))

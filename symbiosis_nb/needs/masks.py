@@ -148,7 +148,7 @@ def _train_seeded(table, profile, config, weights, folder):
 def mask_store(
     pixels: ArrayStore, parser: Parser,
     size: tuple,      # (height, width) of the masks
-    key: str,         # digest of the parser
+    key: str,         # of the parser and its weights, see `Kept.made`
     codec: Codec | None = None,   # `SOFT` keeps them compressed, without loss
 ) -> ArrayStore:      # rows are (S, height, width) uint8, 255 = 1
     "Region probabilities of every picture of a store"
@@ -176,7 +176,7 @@ class Masks(Need):
     def fields(self, job, pixels: ArrayStore) -> list:
         trained = job_parser(job)
         p, regions = job.profile, to_regions(job.parsing, FACE7).regions
-        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.digest, packs(job, SOFT))
+        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.made, packs(job, SOFT))
         return [*super().fields(job, pixels), Field("maps", store, regions, crop=self.patch(job, p.mask_size))]
 
     def made_up(self, job, n: int) -> list:

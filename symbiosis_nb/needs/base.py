@@ -133,6 +133,11 @@ def helpers(self: Need, job) -> dict:
     return {}
 
 @patch
+def kept_in(self: Need, job) -> Path | None:
+    "The store of what the helpers make of the job's pictures, there or not; asked where helpers and pictures are there. None: they make nothing"
+    return None
+
+@patch
 def complete(self: Need, job, ready: Ready) -> Ready:
     "What else differs; called last"
     return ready

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FITS', 'PAPERS_SETS', 'PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured_on', 'require_parsing',
-           'is_drawn', 'small', 'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store',
-           'job_parser', 'SizedMasks', 'Masks']
+           'is_drawn', 'small', 'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_key',
+           'mask_store', 'job_parser', 'SizedMasks', 'Masks']
 
 # %% ../../nbs/31c_needs.masks.ipynb #07d5a33f
 import warnings
@@ -19,7 +19,7 @@ from torch import nn
 from ..code import code_digest
 from ..core import DataError, default_device, digest, file_said, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
-from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store
+from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store, store_folder
 from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
 from ..callbacks import precision_so_far, seeded
@@ -144,6 +144,10 @@ def _train_seeded(table, profile, config, weights, folder):
     keep(folder, config, done, frame, epoch_log(learn), net, confusions=dict(confusions=confusions))
 
 # %% ../../nbs/31c_needs.masks.ipynb #9a22f433
+def mask_key(pixels: ArrayStore, size: tuple, key: str) -> str:   # as for `mask_store`
+    "What masks are found again by"
+    return digest(pixels.digest, key, list(size))
+
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
@@ -157,7 +161,7 @@ def mask_store(
     def make(rows):
         x = normalize(pixels[rows].permute(0, 3, 1, 2).to(device))
         return (fit_masks(parser(x), size)*255).round().byte().cpu().numpy()
-    return array_store("masks", digest(pixels.digest, key, list(size)), len(pixels), (n, *size), make, chunk=64, desc="masks", codec=codec)
+    return array_store("masks", mask_key(pixels, size, key), len(pixels), (n, *size), make, chunk=64, desc="masks", codec=codec)
 
 def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
@@ -178,6 +182,10 @@ class Masks(Need):
         p, regions = job.profile, to_regions(job.parsing, FACE7).regions
         store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.made, packs(job, SOFT))
         return [*super().fields(job, pixels), Field("maps", store, regions, crop=self.patch(job, p.mask_size))]
+
+    def kept_in(self, job) -> Path:
+        key = mask_key(self.pictures(job), job.profile.recipe.stored(job.profile.mask_size), job_parser(job).made)
+        return store_folder("masks", key, packs(job, SOFT))
 
     def made_up(self, job, n: int) -> list:
         p, regions = job.profile, to_regions(require_parsing(job), FACE7).regions

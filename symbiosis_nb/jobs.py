@@ -218,11 +218,17 @@ def make_job(
     table = limit_table(table, p.limit)
     if p.recipe.epochs_on(1) == 0 and where.get("start") is None:
         raise ValueError("epochs=0 measures a network as it is: give the folder of the run that trained it as start=")
-    if p.recipe.margin > 1 and serves.needs == "abstraction": raise ValueError(f"{serves.name}: abstraction images are of the whole picture: leave margin at 1")
+    if p.recipe.margin > 1: _check_margin(serves)
     check_data(table, serves, where.get("start"))
     check_options(serves, asked_options)
     check_crops(serves, p, table, options)
     return Job(serves, table, replace(p, attributes=own_networks(p, table)), int(seed), options=options, called=m.name, **where)
+
+def _check_margin(m):
+    "Raise `ValueError` where a helper would see the whole of a stored picture in training, and of a photograph the middle alone"
+    made = dict(abstraction="abstraction images", masks="masks")
+    if found := [made[n.needs] for n in ([get_method(p) for p in m.parts] or [m]) if n.needs in made]:
+        raise ValueError(f"{m.name}: {found[0]} are of the whole picture: leave margin at 1; Augment(shift=...) of the recipe moves pictures too")
 
 # %% ../nbs/31f_jobs.ipynb #da690328
 def job_of(

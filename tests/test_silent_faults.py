@@ -425,6 +425,30 @@ def test_a_margin_moves_masks_with_their_picture(table):
     with pytest.raises(ValueError, match="leave margin at 1"): make_job("dual_path", table, "smoke", overrides=dict(margin=1.25))
 
 
+@pytest.mark.parametrize("method", ["ssp", "ssg", "ssp_ssg", "ssp_template", "abstraction", "dual_path"])
+def test_a_margin_is_refused_where_a_helper_would_see_it_in_training_alone(table, method):
+    "Masks were of the stored picture, and a photograph's of its middle: what was measured was not what answered"
+    with pytest.raises(ValueError, match="are of the whole picture: leave margin at 1; Augment"): make_job(method, table, "smoke", overrides=dict(margin=1.25))
+
+
+@pytest.mark.parametrize("size, native", [((178, 218), True), ((356, 436), False), ((112, 92), False)])
+def test_aligned_pictures_of_another_size_are_not_brought_to_celebas_first(size, native, tmp_path, monkeypatch):
+    "Larger ones were shrunk to 178 x 218 and enlarged again, which the predictor does not do"
+    from symbiosis_nb.predictor import Predictor
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    rng, parts = np.random.default_rng(0), ["train"]*16 + ["valid"]*4 + ["test"]*4
+    for i in range(24): Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path/f"{i:02}.png")
+    (tmp_path/"l.csv").write_text("file,split,fine\n" + "\n".join(f"{i:02}.png,{p},{i % 2}" for i, p in enumerate(parts)))
+    own = table_from_csv(tmp_path/"l.csv", frame="aligned")
+    for asked in (None, True):
+        job = make_job("avg_pool", own, "onecycle", overrides=dict(backbone="small", width=.25, weights="scratch", stride=None, size=(240, 200), native=asked))
+        assert ("native" in job.config()) == native
+    if native: return
+    r = run("avg_pool", own, "onecycle backbone=small width=.25 weights=scratch stride=None size=240x200 epochs=1 bs=8", out=tmp_path/"runs", precision="float32")
+    told = Predictor.load(r.folder)([own.paths[i] for i in np.flatnonzero(own.split == "test")], aligned=True).to_numpy().T
+    np.testing.assert_allclose(told, 1/(1 + np.exp(-r.predictions()[0])), atol=1e-4)
+
+
 def test_a_picture_that_could_not_be_read_is_not_one_without_a_face(table, monkeypatch):
     from symbiosis_nb.data import crops
     monkeypatch.setattr(crops, "detect_faces", lambda image: Faces(np.array([[2., 2., 20., 20.]]), np.full((1, 5, 2), 9.), np.ones(1)))

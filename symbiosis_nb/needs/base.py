@@ -8,6 +8,7 @@ __all__ = ['NATIVE', 'REAL', 'NEEDS', 'Ready', 'noise', 'packs', 'uses_native', 
 
 # %% ../../nbs/29_needs.base.ipynb #cd401add
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -15,6 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from torch import nn
 
+from ..core import DataError
 from ..data.loaders import Augment, Field
 from ..data.pixels import WHOLE, ArrayStore, Codec, SizedStore, View, box_view, pixel_store
 from ..data.tables import AttributeTable
@@ -50,7 +52,20 @@ def uses_native(job) -> bool:
     if job.table.frame != "aligned" or p.native is False or size == NATIVE: return False
     try: box = job.need.native_box(job) or (0, 0, *NATIVE[::-1])
     except LookupError: return False
-    return p.native or (p.name in REAL and size[0] >= box[3] and size[1] >= box[2])
+    wanted = p.native or (p.name in REAL and size[0] >= box[3] and size[1] >= box[2])
+    return bool(wanted) and _has_native_size(job.table)
+
+_LOOKED: dict = {}   # digest of a table's pictures -> whether they have the native size
+
+def _has_native_size(table):
+    "Whether aligned pictures are as large as CelebA's: its own and LFWA's are, of others 32 are looked at; what cannot be read is told later"
+    if table.name.startswith(("CelebA", "LFWA")): return True
+    if table.pixels_digest not in _LOOKED: _LOOKED[table.pixels_digest] = all(map(partial(_may_be_native, table), np.linspace(0, len(table) - 1, 32).round().astype(int)))
+    return _LOOKED[table.pixels_digest]
+
+def _may_be_native(table, i):
+    try: return table.open(i).size == NATIVE[::-1]
+    except DataError: return True
 
 def own_builder(
     registry: dict,  # name -> builder: `TRUNKS`, `PARSERS`

@@ -283,4 +283,5 @@ def abstraction_pictures(job) -> Field:
     def make(rows):
         drawn = draw(normalize(source[rows].permute(0, 3, 1, 2).to(device)), wanted)*draw.std + draw.mean
         return (drawn.clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return Field("picture", array_store("abstraction", drawn_key(source, trained, wanted, codec), len(source), (*wanted, 3), make, chunk=64, desc="abstraction images", codec=codec))
+    key = drawn_key(source, trained, wanted, codec)
+    return Field("picture", array_store("abstraction", key, len(source), (*wanted, 3), make, chunk=64, desc="abstraction images", codec=codec))

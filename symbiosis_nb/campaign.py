@@ -26,7 +26,7 @@ from .methods import METHODS, VARIANTS, get_method
 from .models.backbones import TRUNKS
 from .needs.masks import FITS, is_drawn
 from .recipes import PROFILES, make_profile, read_settings
-from .runs import run, run_job
+from .runs import begin_anew, run, run_job
 from .training import who_is_shown
 
 # %% ../nbs/33a_campaign.ipynb #5c5a3945
@@ -212,7 +212,8 @@ def run_all(
 
 def _check_travels(job):
     "Raise `ValueError` for code that another process cannot read: it would train under another name"
-    parts = dict(builder=job.method.build, need=type(job.need), schedule=job.profile.recipe.schedule)
+    recipe = job.profile.recipe
+    parts = dict(builder=job.method.build, need=type(job.need), schedule=recipe.schedule, recipe=type(recipe), augment=type(recipe.augment))
     for name, thing in parts.items():
         if getattr(getattr(thing, "func", thing), "__module__", "") in ("__main__", "__mp_main__"):
             raise ValueError(f"{job.called}: its {name} is defined in a notebook cell or a script, which other processes cannot read: "
@@ -235,14 +236,15 @@ def news_of(r: Run) -> str:
 
 # %% ../nbs/33a_campaign.ipynb #b985143a
 def _run_elsewhere(card, jobs, executor, planned, retries):
-    "Runs as jobs of an executor, the longest first: a parser that others wait for is begun early. Chains stay here and hand out their networks"
+    "Runs as jobs of an executor, the longest first: a parser that others wait for is begun early. Chains stay here and hand out their networks. What is asked for again is emptied here, once: a retry goes on"
     away = [i for i, j in enumerate(jobs) if not j.method.chain and (j.again or not is_finished(j.folder, FILES))]
     if card.hours is not None: away.sort(key=lambda i: -card.hours[i])
     asked = [requests(None if planned is None else planned.rows.iloc[i]) for i in away]
     names, found = [_name(jobs[i]) for i in away], {}
+    for i in away: begin_anew(jobs[i]) if jobs[i].again else None
     for name in names: card.begin(name)
     before = time.perf_counter()
-    for k, _ in submitted(run_job, [jobs[i] for i in away], executor, Path(jobs[0].out), names, asked, retries):
+    for k, _ in submitted(run_job, [replace(jobs[i], again=False) for i in away], executor, Path(jobs[0].out), names, asked, retries):
         i = away[k]
         found[i] = Run(jobs[i].folder, jobs[i].called, "trained elsewhere")
         now = time.perf_counter(); spent, before = now - before, now   # since another one ended: together, the time that has gone by

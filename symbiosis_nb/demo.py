@@ -33,7 +33,7 @@ def views_of(
     aligned: bool = False,   # cut as the run's own pictures: no face is looked for
 ) -> list:                   # of (picture,) or (photograph, face)
     "What there is to ask about in a picture; raises `DataError` for what is no picture, or shows no face"
-    if aligned or not ask.finds_faces: return [(ask.opener(source),)]
+    if ask._as_they_are(aligned or None): return [(ask.opener(source),)]
     image = open_picture(source, background=ask.opener.background); found = find_faces(image, "this photograph")
     return [(image, Face(b, l, "detected")) for b, l in zip(found.boxes, found.landmarks)]
 

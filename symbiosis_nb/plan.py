@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'REHEARSALS', 'GIB', 'Piece', 'pieces', 'recipe_of', 'size_of', 'measure', 'rehearsal', 'length',
-           'piece_cost', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'plan']
+           'piece_cost', 'made_beside', 'stores', 'free_memory', 'Plan', 'joined', 'plan_jobs', 'plan']
 
 # %% ../nbs/33b_plan.ipynb #572317e4
 import math, shutil, time
@@ -26,7 +26,7 @@ from .data.loaders import Field, attribute_dls, parsing_loader
 from .data.pixels import DRAWN, SOFT, WHOLE, has_pixels
 from .data.tables import AttributeTable, ParsingTable
 from .inputs import augmentation
-from .jobs import Job, job_of, method_code  # noqa: people look for `job_of` here
+from .jobs import Job, job_of  # noqa: people look for `job_of` here
 from .kept import FILES, Run, is_finished
 from .learner import adversarial_learner, attribute_learner, parsing_learner
 from .models.abstraction import MultiscaleDiscriminator, init_gan
@@ -166,7 +166,7 @@ def measure(piece: Piece) -> dict:  # step and image: seconds; memory and weight
     job, recipe = piece.job, recipe_of(piece)
     n = _batch(recipe.bs, size_of(piece))
     settings = {k: v for k, v in job.settings().items() if k not in ("attributes", "name", "limit")}
-    what = method_code(job.method) if piece.kind == "attributes" else job.profile.parser
+    what = job.config()["code"] if piece.kind == "attributes" else job.profile.parser
     key = digest(piece.kind, hardware(), torch.__version__, what, settings, job.options, len(job.table.names), recipe.plain(), n)
     file = cache_dir()/"plan"/f"{key}.json"
     if not file.is_file():
@@ -232,6 +232,14 @@ def piece_cost(piece: Piece) -> dict:  # steps, images, hours, memory, disk (byt
     results = 12*len(piece.job.table.names)*(valid + test) if piece.kind == "attributes" else 0
     return dict(steps=steps, images=steps*recipe.bs*twice, hours=(steps*left*m["step"] + looked*m["image"])/3600, memory=m["memory"],
                 disk=m["weights"] + results)
+
+def made_beside(job: Job) -> dict:   # what it is -> hours; empty where it is there, or nothing has to be made
+    "What masks or abstraction images of all pictures still cost: a look of their helper at each"
+    if not (asked := _helpers(job)): return {}
+    helper, p = asked[0], job.profile
+    drawn = {} if helper.kind == "parser" else _pixels(replace(job, profile=replace(p, size=p.generator.size_for(p.size))))
+    if helper.done and not drawn and not _pixels(job) and (job.need.kept_in(job)/"meta.json").exists(): return {}
+    return {f"{helper.key} of {job.table.digest}, {p.recipe.stored(p.size)}": measure(helper)["image"]*len(job.table)/3600}
 
 def _beside(job) -> int:
     "Bytes that lie beside all pictures; of compressed ones about as many"
@@ -335,6 +343,8 @@ def plan_jobs(
         found = [p for key, p in {p.key: p for p in pieces(job)}.items() if key not in seen]
         seen |= {p.key for p in found}
         todo = [p for p in found if not p.done]
+        made = {k: v for p in todo if p.kind == "attributes" for k, v in made_beside(p.job).items() if k not in seen}
+        seen |= {*made}
         new = {k: v for p in todo if p.kind == "attributes" for k, v in stores(p.job).items() if k not in kept}
         kept |= new
         costs = pd.DataFrame([piece_cost(p) for p in found], columns=["steps", "images", "hours", "memory", "disk"])
@@ -343,7 +353,7 @@ def plan_jobs(
             refusals.append(f"{job.called}: a step takes about {most/GIB:.1f} GiB of memory, {memory/GIB:.1f} are there: smaller bs= or size=")
         work = {"networks": len(found), "done": len(found) - len(todo), "steps": costs.steps.sum(), "million images": costs.images.sum()/1e6}
         space = {"disk GiB": (costs.disk.sum() + sum(new.values()))/GIB, "memory GiB": most/GIB}
-        rows.append({"run": job.called, "seed": job.seed, **work, **space, "hours": costs.hours.sum()})
+        rows.append({"run": job.called, "seed": job.seed, **work, **space, "hours": costs.hours.sum() + sum(made.values())})
     return _refuse_disk(Plan(pd.DataFrame(rows), refusals, shutil.disk_usage(cache_dir()).free))
 
 def plan(

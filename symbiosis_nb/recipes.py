@@ -9,14 +9,14 @@ __all__ = ['SIX', 'DEMO', 'SMOKE', 'MINUTES', 'PAPER', 'ONE_CYCLE', 'PROFILES', 
 
 # %% ../nbs/26_recipes.ipynb #94ba62d8
 import ast, math, re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from fastai.callback.schedule import combined_cos
 
-from .code import function_name
+from .code import code_digest, function_name, lasting_name
 from .core import check_known, file_said
 from .data.loaders import MIRROR, WIDE, Augment
 
@@ -88,7 +88,7 @@ class Recipe:
 
     def plain(self) -> dict:
         "As JSON takes it"
-        return {**{f.name: _plain(getattr(self, f.name)) for f in fields(self)}, "schedule": function_name(self.schedule)}
+        return {**{f.name: _plain(getattr(self, f.name)) for f in fields(self)}, "schedule": function_name(self.schedule), **_own_class(self)}
 
 def batches(
     samples: int,   # of a training part, above 0
@@ -101,8 +101,13 @@ def _plain(value):
     "A setting without classes: dataclasses become dictionaries, recipes name their schedule"
     if isinstance(value, Recipe): return value.plain()
     if isinstance(value, np.generic): return value.item()   # from a sweep: the same number is the same setting
-    if hasattr(value, "__dataclass_fields__"): return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if is_dataclass(value) and not isinstance(value, type): return {f.name: _plain(getattr(value, f.name)) for f in fields(value)} | _own_class(value)
+    if callable(value): return lasting_name(value)
     return list(value) if isinstance(value, tuple) else value
+
+def _own_class(value):
+    "What a class of one's own does, where a setting is of one: its fields alone do not say"
+    return {} if type(value).__module__.startswith("symbiosis_nb.") else dict(own_code=code_digest(type(value)))
 
 # %% ../nbs/26_recipes.ipynb #7359c5ba
 @dataclass(frozen=True)

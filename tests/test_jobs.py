@@ -112,6 +112,59 @@ def test_read_trained_and_again(smoke):
     assert first.folder == read.folder == anew.folder and np.array_equal(first.arrays["test_last"], anew.arrays["test_last"])
 
 
+def test_what_is_asked_for_again_and_stopped_goes_on(smoke, interrupted):
+    "It began anew each time: longer than a cluster's limit, it never ended"
+    whole = smoke(epochs=4); interrupted(3)
+    with pytest.raises(KeyboardInterrupt): smoke(epochs=4, again=True)
+    r = smoke(epochs=4, again=True)
+    assert r.news == "resumed after epoch 3" and np.array_equal(r.arrays["test_last"], whole.arrays["test_last"])
+    assert smoke(epochs=4, again=True).news == "trained"
+
+
+@pytest.mark.parametrize("method", ["avg_pool_twice", "g2s_12"])
+def test_a_combination_that_is_asked_for_again_trains_each_network_once(smoke, monkeypatch, method):
+    "Stopped on its way or not; what was finished before it was asked for is trained anew"
+    from symbiosis_nb import runs
+    real, trained, room = runs.train, [], [9]
+    def train(job, folder):
+        if not room[0]: raise KeyboardInterrupt
+        room[0] -= 1; trained.append(folder.name); return real(job, folder)
+    monkeypatch.setattr(runs, "train", train)
+    smoke(method); once = list(trained)
+    for rooms in ((9,), (1, 9), (0, 1, 9)):
+        trained.clear()
+        for room[0] in rooms[:-1]:
+            with pytest.raises(KeyboardInterrupt): smoke(method, again=True)
+        room[0] = rooms[-1]; r = smoke(method, again=rooms[0] > 0)   # gone on with in other words
+        assert trained == once and not (r.folder/runs.ANEW).exists()
+
+
+@pytest.mark.parametrize("method", ["avg_pool", "avg_pool_twice"])
+def test_an_executors_retry_does_not_begin_again(table, tmp_path, monkeypatch, method):
+    "The cluster stops every job after two epochs, and once when all is done"
+    from symbiosis_nb.campaign import run_all
+    class UncompletedJobError(Exception): pass
+    class Asked:
+        def __init__(self, f, job):
+            left[0] = 2; self.run, self.fault = None, None
+            try: self.run = f(job)
+            except UncompletedJobError as e: self.fault = e
+            if self.fault is None and killed: self.fault = killed.pop()
+        def done(self): return True
+        def exception(self): return self.fault
+        def result(self): return self.run
+    class Cluster: submit = staticmethod(Asked)
+    after, epochs, left, killed = Checkpoint.after_epoch, [], [0], []
+    def after_epoch(self):
+        after(self); epochs.append(int(self.epoch)); left[0] -= 1
+        if not left[0]: raise UncompletedJobError("time limit")
+    job = lambda again: job_of(method, table, "smoke", 0, tmp_path, again=again, epochs=3, precision="float32")
+    whole = run_all([job(False)])[0]; monkeypatch.setattr(Checkpoint, "after_epoch", after_epoch)
+    killed.append(UncompletedJobError("killed at its end"))
+    anew, = run_all([job(True)], Cluster(), retries=9)
+    assert epochs == [0, 1, 2]*(1 + (method == "avg_pool_twice")) and np.array_equal(anew.arrays["test_last"], whole.arrays["test_last"])
+
+
 def test_resumed_says_so_and_costs_what_it_cost(smoke, interrupted):
     whole = smoke(epochs=4, seed=1)
     interrupted(3)

@@ -164,3 +164,66 @@ def test_a_digest_is_of_all_that_went_in():
     assert digest(a) == digest(a.clone()) != digest(b) and digest(a) != digest(a.bfloat16())
     assert digest({"hat", "cap", "scarf"}) == digest({"scarf", "hat", "cap"}) != digest({"hat", "cap"})
     with pytest.raises(ValueError, match="another one in every process"): digest(dict(f=object()))
+
+
+RECIPES = {   # a class of one's own in a recipe
+    "what is done to pictures": "@dataclass(frozen=True)\nclass Mine(Augment):\n    def draw(self, n, device='cpu'):\n        how = super().draw(n, device); how['theta'][:, 1] *= {}; return how\n"
+                                "recipe = Recipe(augment=Mine())",
+    "a recipe": "@dataclass(frozen=True)\nclass Mine(Recipe):\n    def epochs_on(self, steps): return {}\nrecipe = Mine()",
+    "a function in it": "def f(x): return {}\n@dataclass(frozen=True)\nclass Mine(Augment):\n    how: object = f\nrecipe = Recipe(augment=Mine())",
+}
+
+@pytest.mark.parametrize("where", ["recipe", "parser_recipe", "tune", "generator"])
+@pytest.mark.parametrize("what", RECIPES)
+def test_a_class_of_ones_own_in_a_recipe_is_another_run(what, where, module, tmp_path):
+    "A subclass was called as the plain one, whose run was then read"
+    from helpers import picture_table
+    from symbiosis_nb.jobs import make_job
+    from symbiosis_nb.recipes import Generator, Recipe
+    method = dict(recipe="avg_pool", parser_recipe="avg_pool", tune="g2s_12", generator="dual_path")[where]
+    given = lambda r: {where: Generator(recipe=r) if where == "generator" else r}
+    name = lambda r: make_job(method, picture_table(tmp_path/"pictures"), "smoke", overrides=given(r)).folder.name
+    head = "from dataclasses import dataclass\nfrom symbiosis_nb.recipes import Recipe\nfrom symbiosis_nb.data.loaders import Augment\n"
+    of = lambda n: name(module(head + RECIPES[what].format(n)).recipe)
+    assert of(1) == of(1) != of(2) and name(Recipe()) not in (of(1), of(2))
+
+
+BUILDERS = dict(   # registry -> (a method that uses it, its setting, the text of a builder)
+    trunk=("avg_pool", "backbone", "from torch import nn\ndef build(width, in_channels): return None, [nn.Conv2d(in_channels, 8, 3, 4), nn.Conv2d(8, 8, 3, 4, {})]"),
+    parser=("ssp", "parser", "from symbiosis_nb.models.segmenters import small_parser\ndef build(n, config): return small_parser(n, config['width'] + 0*{})"))
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_builder_that_was_registered_is_part_of_the_name(kind, module, tmp_path, monkeypatch):
+    "A trunk's name alone stood for it: replaced by another one, the old run was read"
+    from helpers import picture_table
+    from symbiosis_nb.data.sources import open_parsing
+    from symbiosis_nb.jobs import make_job
+    from symbiosis_nb.models import backbones
+    from symbiosis_nb.needs import masks
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    method, setting, text = BUILDERS[kind]
+    registry, parsing = (backbones.TRUNKS, None) if kind == "trunk" else (masks.PARSERS, open_parsing(profile="smoke"))
+    def job(build, name="mine", of=method):
+        if build: monkeypatch.setitem(registry, name, build)
+        return make_job(of, picture_table(tmp_path/"pictures"), "smoke", overrides={setting: name}, parsing=parsing)
+    ours, mine = job(None, "small").folder, [job(module(text.format(n)).build).folder for n in (1, 1, 2)]
+    assert mine[0] == mine[1] != mine[2] and "own_builders" not in job(None, "small").config()
+    assert job(None, "small").folder == ours != job(module(text.format(1)).build, "small").folder, "ours keeps its name, what stands in its place does not"
+    assert job(partial(registry["mine"])).folder != mine[2], "a partial is not what it is around"
+    if kind == "parser": assert "own_builders" not in job(None, "mine", "avg_pool").config(), "which takes no masks"
+    else: assert len({job(backbones._resnet(n)).folder for n in ("resnet18", "resnet34")}) == 2, "a trunk of ours under another name"
+
+
+def test_another_trunk_under_the_name_is_not_asked_silently(tmp_path, module, monkeypatch):
+    from helpers import picture_table
+    from symbiosis_nb.models import backbones
+    from symbiosis_nb.predictor import load_model
+    from symbiosis_nb.runs import run
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    text = BUILDERS["trunk"][2]
+    monkeypatch.setitem(backbones.TRUNKS, "mine", module(text.format(1)).build)
+    train = lambda: run("avg_pool", picture_table(tmp_path/"pictures"), "smoke", out=tmp_path/"runs", precision="float32", limit=None, backbone="mine")
+    r = train(); load_model(r.folder)
+    monkeypatch.setitem(backbones.TRUNKS, "mine", module(text.format(2)).build)
+    with pytest.warns(UserWarning, match="trained by other code"): load_model(r.folder)
+    assert train().news == "trained"

@@ -74,6 +74,22 @@ def test_what_does_not_fit_is_refused_by_name(data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="are free: set SYMBIOSIS_CACHE"): joined(full).go()
 
 
+@pytest.mark.parametrize("method, helper", [("ssp", "parser"), ("dual_path", "generator")])
+def test_what_a_helper_makes_of_all_pictures_takes_time_too(data, tmp_path, monkeypatch, method, helper):
+    "Once for all rows that share it; nothing where it is there"
+    from symbiosis_nb import plan as room
+    from symbiosis_nb.inputs import prepare
+    table, parsing = data
+    ask = lambda seeds=1: plan([method], table, "smoke", seeds, tmp_path, parsing, weights="scratch").hours*3600
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    monkeypatch.setattr(room, "measure", lambda piece: dict(step=0., image=float(piece.kind == helper), memory=1., weights=1.))
+    job = job_of(method, table, "smoke", out=tmp_path, parsing=parsing, weights="scratch"); n, parts = len(job.table), parsing.counts()
+    looked = length(room._helpers(job)[0])[1]*parts["valid"] + 2*(parts["valid"] + parts["test"])
+    assert ask() == ask(2) == looked + n
+    job.need.helpers(job); assert ask() == n
+    prepare(job); assert ask() == 0
+
+
 def test_a_checkpoint_shortens_the_plan(data, tmp_path, monkeypatch):
     table, _ = data
     with stopped_after(monkeypatch, 1): run("avg_pool", table, "smoke", out=tmp_path, epochs=4)

@@ -154,3 +154,43 @@ def test_the_untrained_network_of_a_run_is_the_trained_one_at_its_start(trained)
     r = run("avg_pool", faces, "smoke", out=root/"runs", stride=4)
     maps = [m.map_shapes((40, 32))[-1] for m in (untrained(r).backbone, load_model(r.folder).model.backbone, backbone("small", .25))]
     assert maps[0] == maps[1] != maps[2]
+
+
+def of_ones_own(root, names, **how):
+    "A run on 24 pictures of one's own, and its table"
+    from symbiosis_nb.data.own import table_from_csv
+    rng, parts, size = np.random.default_rng(0), ["train"]*14 + ["valid"]*4 + ["test"]*6, (178, 218)
+    for i in range(24): Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(root/f"{i:02}.png")
+    labels = rng.integers(0, 2, (24, len(names)))
+    rows = [",".join(map(str, (f"{i:02}.png", p, -10, -20, 90, 120, *labels[i]))) for i, p in enumerate(parts)]
+    (root/"l.csv").write_text("\n".join((",".join(("file", "split", "x0", "y0", "w0", "h0", *names)), *rows)))
+    table = table_from_csv(root/"l.csv", attributes=names, **how)
+    return table, run("avg_pool", table, "smoke", out=root/"runs", precision="float32", limit=None)
+
+
+def test_an_attribute_may_be_called_as_what_is_said_of_a_face(tmp_path, monkeypatch, capsys):
+    "It ended in pandas' words, columns overlap: by the predictor and by the command"
+    from symbiosis_nb import shell
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    names = ["x", "y", "width", "height", "score", "hat"]
+    table, r = of_ones_own(tmp_path, names, frame="aligned")
+    found = crops.Faces(np.array([[40., 60, 90, 110]]), crops.CELEBA_TEMPLATE[None].astype(float), np.array([.99])); knows(monkeypatch, found)
+    ask = Predictor.load(r.folder); rows = ask.faces(table.paths[0])
+    assert rows.columns[:5].tolist() == [f"{n} of the face" for n in names[:5]] and rows.iloc[0, :5].tolist() == [40, 60, 90, 110, .99]
+    np.testing.assert_allclose(rows[names].to_numpy()[0], ask(table.paths[0]).iloc[:, 0], atol=1e-5)
+    assert shell.main([str(table.paths[0]), "--run", str(r.folder), "--out", str(tmp_path/"boxes")]) == 0 and "face 1 at x 40, y 60, 90 x 110" in capsys.readouterr().out
+    said = shell.answer(ask, table.paths[0])["faces"][0]
+    assert said["score"] == .99 and said["attributes"]["score"] == round(float(rows["score"].iloc[0]), 4) and set(said["attributes"]) == set(names)
+
+
+def test_a_whole_photograph_is_not_taken_for_a_persons_box_without_a_word(tmp_path, monkeypatch, capsys):
+    from symbiosis_nb import demo, shell
+    from symbiosis_nb.data.pixels import box_view
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    table, r = of_ones_own(tmp_path, ["hat"], box="x0 y0 w0 h0")
+    ask, test = Predictor.load(r.folder), np.flatnonzero(table.split == "test")
+    for asked in (lambda: ask(table.paths[0]), lambda: ask.show(table.paths[0]), lambda: shell.answer(ask, table.paths[0]), lambda: demo.views_of(ask, table.paths[0])):
+        assert sum("cut the person out" in s and "aligned=True" in s for s in quietly(asked)[1]) == 1
+    cut, said = quietly(lambda: ask([box_view(table.boxes).crop(table.open(i), i) for i in test], aligned=True))
+    assert not said
+    np.testing.assert_allclose(cut.to_numpy().T, 1/(1 + np.exp(-r.predictions()[0])), atol=1e-4)

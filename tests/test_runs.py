@@ -73,6 +73,25 @@ def test_missing_file_is_not_finished(tmp_path):
     assert again.folder == r.folder and (again.folder/"scores.parquet").is_file()
 
 
+@pytest.mark.parametrize("kind", ["run", "parser", "generator"])
+def test_a_folder_with_a_file_missing_is_made_under_its_lock(tmp_path, monkeypatch, kind):
+    "done.json alone said that there was nothing to lock, and two processes trained into one folder"
+    from symbiosis_nb import runs
+    from symbiosis_nb.data.sources import open_parsing
+    from symbiosis_nb.needs import abstraction, masks
+    from symbiosis_nb.recipes import make_profile
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    held, (room, trains) = [], dict(run=(runs, "_make"), parser=(masks, "_train_parser"), generator=(abstraction, "_train_generator"))[kind]
+    def train(*args, real=getattr(room, trains)):
+        folder = next(a for a in args[::-1] if isinstance(a, Path)); held.append((folder/".holder").exists()); return real(*args)
+    monkeypatch.setattr(room, trains, train)
+    if kind == "run": ask, table = run, ("avg_pool", picture_table(tmp_path/"pictures"), "smoke")
+    else: ask, table = (masks.parser_run, abstraction.generator_run)[kind == "generator"], (open_parsing(profile="smoke"), make_profile("smoke"))
+    folder = ask(*table, out=tmp_path/"runs").folder
+    (folder/"scores.parquet").unlink(); ask(*table, out=tmp_path/"runs"); ask(*table, out=tmp_path/"runs")
+    assert held == [True, True] and (folder/"scores.parquet").is_file()
+
+
 def test_every_setting_has_its_own_folder(tmp_path):
     table = picture_table(tmp_path/"pictures")
     folders = {run("avg_pool", table, "smoke", out=tmp_path/"runs", **k).folder.name for k in ({}, dict(seed=1), dict(lr=1e-3), dict(width=.5))}

@@ -1,6 +1,7 @@
 "What once gave wrong numbers without a word: each fault as it was found, and what is right."
 import math
 import os
+import warnings
 import zipfile
 from itertools import permutations
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import matplotlib.pyplot as plt
-from helpers import picture_table
+from helpers import picture_table, stopped_after
 from PIL import Image
 from symbiosis_nb import metrics as M, sights
 from symbiosis_nb.callbacks import Selection
@@ -424,6 +425,30 @@ def test_a_margin_moves_masks_with_their_picture(table):
     with pytest.raises(ValueError, match="leave margin at 1"): make_job("dual_path", table, "smoke", overrides=dict(margin=1.25))
 
 
+@pytest.mark.parametrize("method", ["ssp", "ssg", "ssp_ssg", "ssp_template", "abstraction", "dual_path"])
+def test_a_margin_is_refused_where_a_helper_would_see_it_in_training_alone(table, method):
+    "Masks were of the stored picture, and a photograph's of its middle: what was measured was not what answered"
+    with pytest.raises(ValueError, match="are of the whole picture: leave margin at 1; Augment"): make_job(method, table, "smoke", overrides=dict(margin=1.25))
+
+
+@pytest.mark.parametrize("size, native", [((178, 218), True), ((356, 436), False), ((112, 92), False)])
+def test_aligned_pictures_of_another_size_are_not_brought_to_celebas_first(size, native, tmp_path, monkeypatch):
+    "Larger ones were shrunk to 178 x 218 and enlarged again, which the predictor does not do"
+    from symbiosis_nb.predictor import Predictor
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    rng, parts = np.random.default_rng(0), ["train"]*16 + ["valid"]*4 + ["test"]*4
+    for i in range(24): Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path/f"{i:02}.png")
+    (tmp_path/"l.csv").write_text("file,split,fine\n" + "\n".join(f"{i:02}.png,{p},{i % 2}" for i, p in enumerate(parts)))
+    own = table_from_csv(tmp_path/"l.csv", frame="aligned")
+    for asked in (None, True):
+        job = make_job("avg_pool", own, "onecycle", overrides=dict(backbone="small", width=.25, weights="scratch", stride=None, size=(240, 200), native=asked))
+        assert ("native" in job.config()) == native
+    if native: return
+    r = run("avg_pool", own, "onecycle backbone=small width=.25 weights=scratch stride=None size=240x200 epochs=1 bs=8", out=tmp_path/"runs", precision="float32")
+    told = Predictor.load(r.folder)([own.paths[i] for i in np.flatnonzero(own.split == "test")], aligned=True).to_numpy().T
+    np.testing.assert_allclose(told, 1/(1 + np.exp(-r.predictions()[0])), atol=1e-4)
+
+
 def test_a_picture_that_could_not_be_read_is_not_one_without_a_face(table, monkeypatch):
     from symbiosis_nb.data import crops
     monkeypatch.setattr(crops, "detect_faces", lambda image: Faces(np.array([[2., 2., 20., 20.]]), np.full((1, 5, 2), 9.), np.ones(1)))
@@ -590,6 +615,50 @@ def test_outputs_are_not_taken_over_for_other_attributes(table, tmp_path):
     from symbiosis_nb.training import build_model, start_from
     left = start_from(build_model(make_job("avg_pool", turned, "smoke")), first.folder, turned.names)
     assert left and all("head" in n or "classifier" in n or "fc" in n for n in left)
+
+
+def changed(folder):
+    "As if a network had been trained again, to other weights"
+    from safetensors.torch import load_file, save_file
+    from symbiosis_nb.kept import keep_arrays
+    weights = load_file(folder/"model.safetensors")
+    save_file({k: v + .5 if v.is_floating_point() else v for k, v in weights.items()}, folder/"model.safetensors")
+    keep_arrays(folder/"predictions.npz", {k: v + .5 if k.startswith("test_") and v.dtype == np.float32 else v for k, v in Run(folder).arrays.items()})
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_whose_start_was_trained_again_says_so(table, tmp_path, monkeypatch, epochs):
+    how = dict(profile="smoke", out=tmp_path, precision="float32")
+    first = run("avg_pool", table, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for news in ("trained", "read"): assert run("avg_pool", table, **how, start=first.folder, epochs=epochs).news == news
+    changed(first.folder)
+    with pytest.warns(UserWarning, match=f"started from other weights than {first.folder.name} has now: again=True"): run("avg_pool", table, **how, start=first.folder, epochs=epochs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in (True, False): second = run("avg_pool", table, **how, start=first.folder, epochs=epochs, again=again)
+        done = {k: v for k, v in second.done.items() if k != "start_weights"}; write_json(second.folder/"done.json", done)   # as runs of before do
+        changed(first.folder); assert run("avg_pool", table, **how, start=first.folder, epochs=epochs).news == "read"
+
+
+def test_a_start_is_the_one_that_a_training_began_with(table, tmp_path, monkeypatch):
+    from symbiosis_nb.kept import weights_digest
+    how = dict(profile="smoke", out=tmp_path, precision="float32")
+    first = run("avg_pool", table, **how); before = weights_digest(first.folder)
+    with stopped_after(monkeypatch, 0): run("avg_pool", table, **how, start=first.folder, epochs=2)
+    changed(first.folder)
+    assert run("avg_pool", table, **how, start=first.folder, epochs=2).done["start_weights"] == before != weights_digest(first.folder)
+
+
+@pytest.mark.parametrize("method, member", [("avg_pool_twice", "avg_pool"), ("g2s_12", "g2s_1-"), ("g2s_12", "g2s_one")])
+def test_a_combination_of_networks_that_were_trained_again_says_so(table, tmp_path, method, member):
+    ask = lambda: run(method, table, "smoke", out=tmp_path, precision="float32")
+    whole = ask()
+    with warnings.catch_warnings(): warnings.simplefilter("error"); assert ask().news == "read"
+    folder = next(f for f in tmp_path.glob(f"{member}*") if f != whole.folder and not f.name.startswith("avg_pool_twice"))
+    changed(folder)
+    with pytest.warns(UserWarning, match=f"was made when {folder.name} had other weights: delete its folder"): ask()
 
 
 def test_a_plan_counts_what_is_trained_anew(table, tmp_path):

@@ -171,3 +171,20 @@ def test_one_store_for_small_pictures_too(faces, method, options, monkeypatch, t
     grey = lambda how: ((transform(a, a.gather([0, 1, 2]), how) - transform(b, b.gather([0, 1, 2]), how)).abs()*.225*255).mean()
     most = .3 if method == "avg_pool" else 3   # a crop is averaged by whole factors, then sampled
     assert grey(None) < most and grey(how) < most + 1.2
+
+
+@pytest.mark.parametrize("method, kind", [("ssp", "parser"), ("dual_path", "generator")])
+def test_a_helper_of_other_weights_makes_its_own_pictures(method, kind, tmp_path, monkeypatch):
+    "Trained elsewhere in another precision it has the same name: its masks were those of the first, and not of the network kept beside the run"
+    from safetensors.torch import load_file, save_file
+    from symbiosis_nb.data.sources import open_faces, open_parsing
+    from symbiosis_nb.inputs import prepare
+    from symbiosis_nb.jobs import make_job
+    monkeypatch.setenv("SYMBIOSIS_CACHE", str(tmp_path/"cache"))
+    job = make_job(method, open_faces(profile="smoke"), "smoke", out=tmp_path/"runs", parsing=open_parsing(profile="smoke"))
+    made = lambda: next(f.store for f in prepare(job).fields if f.kind != "image")
+    first, again = made(), made()
+    weights, = (tmp_path/"runs").glob(f"{kind}-*/model.safetensors")
+    save_file({k: v*1.5 if v.is_floating_point() else v for k, v in load_file(weights).items()}, weights)
+    other = made()
+    assert first.digest == again.digest != other.digest and (first[[0]] != other[[0]]).any()

@@ -226,7 +226,7 @@ def test_native_pictures_serve_where_they_are_not_smaller_side_by_side():
     from symbiosis_nb.needs.base import uses_native
     from symbiosis_nb.recipes import Profile
     need = lambda size: SimpleNamespace(stored=lambda j: size, native_box=lambda j: (0, 0, 150, 100))
-    asks = lambda size: uses_native(SimpleNamespace(profile=Profile("paper", size), table=SimpleNamespace(frame="aligned"), need=need(size)))
+    asks = lambda size: uses_native(SimpleNamespace(profile=Profile("paper", size), table=SimpleNamespace(frame="aligned", name="CelebA"), need=need(size)))
     assert asks((100, 150)) and not asks((150, 100)) and not asks((99, 150))     # height, width; of a box 150 wide and 100 high
 
 def test_a_resumed_run_has_waited(tmp_path, monkeypatch):

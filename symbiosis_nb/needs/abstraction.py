@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ABSTRACTION', 'label_landmarks', 'left_to_right', 'alignment_points', 'frame_view', 'target_store', 'PairDL',
            'pair_fields', 'make_generator', 'Abstractor', 'GeneratorRun', 'generator_scores', 'generator_run',
-           'generator_config', 'job_generator', 'Abstraction', 'abstraction_pictures']
+           'generator_config', 'job_generator', 'Abstraction', 'drawn_from', 'drawn_key', 'abstraction_pictures']
 
 # %% ../../nbs/31e_needs.abstraction.ipynb #257bc6f6
 from dataclasses import replace
@@ -24,7 +24,7 @@ from ..core import DataError, default_device, digest, folder_lock
 from ..data import crops
 from ..data.parts import tuning_apart
 from ..data.loaders import MEAN, STD, Field, GatherDL, normalize, transform
-from ..data.pixels import DRAWN, WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store
+from ..data.pixels import DRAWN, WHOLE, ArrayStore, View, array_store, label_store, pad_view, pixel_store, store_folder
 from ..data.tables import ParsingTable
 from ..kept import Kept, is_finished, keep
 from ..callbacks import precision_so_far, seeded
@@ -210,7 +210,7 @@ def generator_run(
         raise DataError(f"{parsing.name}: its regions cannot be brought to Helen's eleven, from which abstraction images are drawn")
     config = generator_config(table, profile, seed)
     folder = Path(out)/f"generator-{digest(config)}"
-    with folder_lock(folder, done="done.json"):
+    with folder_lock(folder, done="done.json" if is_finished(folder) else ""):
         if not is_finished(folder): _train_generator(table, profile, config, folder)
     return GeneratorRun(folder)
 
@@ -256,6 +256,9 @@ class Abstraction(Need):
     def made_up(self, job, n: int) -> list:
         return [*super().made_up(job, n), Field("picture", noise(n, *job.profile.size, 3))]
     def helpers(self, job) -> dict: return dict(generator=job_generator(job))
+    def kept_in(self, job) -> Path:
+        trained, codec = job_generator(job), packs(job, DRAWN)
+        return store_folder("abstraction", drawn_key(drawn_from(job, trained), trained, tuple(job.profile.size), codec), codec)
     def view(self, job) -> dict:
         "How the images are kept, where that changes them"
         codec = packs(job, DRAWN)
@@ -264,15 +267,21 @@ class Abstraction(Need):
 
 ABSTRACTION = register_need(Abstraction())
 
+def drawn_from(job, trained: GeneratorRun) -> ArrayStore:
+    "The job's pictures in the generator's size"
+    return ABSTRACTION.pictures(replace(job, profile=replace(job.profile, size=tuple(trained.config["size"]))))
+
+def drawn_key(source: ArrayStore, trained: GeneratorRun, size: tuple, codec) -> str:
+    "What abstraction images are found again by; compressed they are others, by a level or so"
+    return digest(source.digest, trained.made, list(size), *([codec.name] if codec else []))
+
 def abstraction_pictures(job) -> Field:
     "Abstraction images of the job's pictures, made once"
     trained = job_generator(job); draw, device = trained.load(), default_device()
-    wanted, size = tuple(job.profile.size), tuple(trained.config["size"])
-    source = ABSTRACTION.pictures(replace(job, profile=replace(job.profile, size=size)))
+    wanted, source, codec = tuple(job.profile.size), drawn_from(job, trained), packs(job, DRAWN)
     @torch.no_grad()
     def make(rows):
         drawn = draw(normalize(source[rows].permute(0, 3, 1, 2).to(device)), wanted)*draw.std + draw.mean
         return (drawn.clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    codec = packs(job, DRAWN)
-    key = digest(source.digest, trained.digest, list(wanted), *([codec.name] if codec else []))   # compressed they are others, by a level or so
+    key = drawn_key(source, trained, wanted, codec)
     return Field("picture", array_store("abstraction", key, len(source), (*wanted, 3), make, chunk=64, desc="abstraction images", codec=codec))

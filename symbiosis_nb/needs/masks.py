@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FITS', 'PAPERS_SETS', 'PARSERS', 'MASKS', 'to_regions', 'parsing_fields', 'measured_on', 'require_parsing',
-           'is_drawn', 'small', 'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_store',
-           'job_parser', 'SizedMasks', 'Masks']
+           'is_drawn', 'small', 'encoder_decoder', 'aspp', 'ParserRun', 'parser_run', 'parser_config', 'mask_key',
+           'mask_store', 'job_parser', 'SizedMasks', 'Masks']
 
 # %% ../../nbs/31c_needs.masks.ipynb #07d5a33f
 import warnings
@@ -19,15 +19,15 @@ from torch import nn
 from ..code import code_digest
 from ..core import DataError, default_device, digest, file_said, folder_lock
 from ..data.loaders import Field, normalize, parsing_loader
-from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store
+from ..data.pixels import SOFT, ArrayStore, Codec, array_store, label_store, pad_view, pixel_store, store_folder
 from ..data.tables import ParsingTable, relabel
 from ..kept import Kept, is_finished, keep
 from ..callbacks import precision_so_far, seeded
 from ..learner import Checkpoint, epoch_log, parsing_learner, parsing_scores
-from ..models.backbones import backbone
+from ..models.backbones import TRUNKS, backbone
 from ..models.pooling import fit_masks
 from ..models.segmenters import ASPPNet, EncoderDecoder, Parser, small_parser
-from .base import Need, noise, packs, register_need
+from .base import Need, noise, own_builder, packs, register_need
 from ..recipes import Profile
 from ..vocab import FACE7, RegionVocab
 
@@ -108,7 +108,7 @@ def parser_run(
     table = to_regions(parsing, regions)
     config = parser_config(table, profile, seed, weights)
     folder = Path(out)/f"parser-{digest(config)}"
-    with folder_lock(folder, done="done.json"):
+    with folder_lock(folder, done="done.json" if is_finished(folder) else ""):
         if not is_finished(folder): _train_parser(table, profile, config, weights, folder)
     return ParserRun(folder)
 
@@ -119,7 +119,7 @@ def parser_config(table: ParsingTable, profile: Profile, seed: int = 0, weights=
     stride = dict(stride=profile.stride) if trunk and profile.stride else {}   # as the attribute network's, whose weights it may start from
     return dict(parser=profile.parser, backbone=trunk, **stride, width=profile.width if own_width else 1.,
                 size=list(profile.size), regions=list(table.regions.names), data=table.name, data_digest=table.digest,
-                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder]), precision=profile.precision,
+                code=code_digest([PARSERS[profile.parser], ASPPNet, EncoderDecoder, *own_builder(TRUNKS, trunk)]), precision=profile.precision,
                 recipe=profile.parser_recipe.plain(), seed=seed, weights=weights and f"{Path(weights).parent.name}/{file_said(weights)}")
 
 def _parsing_dls(table, image, labels, recipe):
@@ -144,11 +144,15 @@ def _train_seeded(table, profile, config, weights, folder):
     keep(folder, config, done, frame, epoch_log(learn), net, confusions=dict(confusions=confusions))
 
 # %% ../../nbs/31c_needs.masks.ipynb #9a22f433
+def mask_key(pixels: ArrayStore, size: tuple, key: str) -> str:   # as for `mask_store`
+    "What masks are found again by"
+    return digest(pixels.digest, key, list(size))
+
 @torch.no_grad()
 def mask_store(
     pixels: ArrayStore, parser: Parser,
     size: tuple,      # (height, width) of the masks
-    key: str,         # digest of the parser
+    key: str,         # of the parser and its weights, see `Kept.made`
     codec: Codec | None = None,   # `SOFT` keeps them compressed, without loss
 ) -> ArrayStore:      # rows are (S, height, width) uint8, 255 = 1
     "Region probabilities of every picture of a store"
@@ -157,7 +161,7 @@ def mask_store(
     def make(rows):
         x = normalize(pixels[rows].permute(0, 3, 1, 2).to(device))
         return (fit_masks(parser(x), size)*255).round().byte().cpu().numpy()
-    return array_store("masks", digest(pixels.digest, key, list(size)), len(pixels), (n, *size), make, chunk=64, desc="masks", codec=codec)
+    return array_store("masks", mask_key(pixels, size, key), len(pixels), (n, *size), make, chunk=64, desc="masks", codec=codec)
 
 def job_parser(job) -> ParserRun:
     "The parser of a job: trained on its parsing set, the same for every seed and method; raises `DataError` without a parsing set"
@@ -176,8 +180,12 @@ class Masks(Need):
     def fields(self, job, pixels: ArrayStore) -> list:
         trained = job_parser(job)
         p, regions = job.profile, to_regions(job.parsing, FACE7).regions
-        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.digest, packs(job, SOFT))
+        store = mask_store(pixels, trained.load(), p.recipe.stored(p.mask_size), trained.made, packs(job, SOFT))
         return [*super().fields(job, pixels), Field("maps", store, regions, crop=self.patch(job, p.mask_size))]
+
+    def kept_in(self, job) -> Path:
+        key = mask_key(self.pictures(job), job.profile.recipe.stored(job.profile.mask_size), job_parser(job).made)
+        return store_folder("masks", key, packs(job, SOFT))
 
     def made_up(self, job, n: int) -> list:
         p, regions = job.profile, to_regions(require_parsing(job), FACE7).regions

@@ -153,18 +153,14 @@ def reference_rows(self: Card) -> list:
 @patch
 def means(self: Card, metric: str) -> dict:  # method -> `stats.Mean`
     "One number of every row, seed by seed, in shares of one; of `HEADLINE` or `stats.INSTANCE`. What another seed would change is pooled over all rows"
-    if metric in self.found: return self.found[metric]
     def one(key):
         if metric in stats.INSTANCE: return tuple(found[metric] for found in self.per_image[key])
         return self.scored[("selected", *key)][metric].mean(), stats.mean_known(self.each[(*key, metric)])
-    rows = {m: stats.Mean({r.config["seed"]: one((m, r.config["seed"])) for r in self.of(m)}) for m in self.methods}
-    self.found[metric] = stats.with_seeds(rows)
-    return self.found[metric]
+    every = lambda: stats.with_seeds({m: stats.Mean({r.config["seed"]: one((m, r.config["seed"])) for r in self.of(m)}) for m in self.methods})
+    return self.found[metric] if metric in self.found else self.found.setdefault(metric, every())
 
 @patch
-def mean(self: Card, method: str, metric: str) -> stats.Mean:
-    "One of the `means` of a card"
-    return self.means(metric)[method]
+def mean(self: Card, method: str, metric: str) -> stats.Mean: return self.means(metric)[method]
 
 @patch
 def mean_with_interval(self: Card, method: str, metric: str) -> tuple:  # mean over seeds, low, high

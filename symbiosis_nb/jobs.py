@@ -44,7 +44,7 @@ class Job:
     out: Path = Path("runs")   # folder of run folders
     start: Path | None = None  # a finished run's folder whose weights are the starting point
     executor: object = None    # where a chain's networks are trained: None one after another, or submitit's; does not change numbers
-    again: bool | float = False  # train anew what is finished already; of a combination's networks, what was finished up to this moment
+    again: bool = False        # train a finished run anew, with the networks that it is made of; what was stopped goes on
     called: str = ""           # the method it was asked for, where another one's run serves
 
 @patch(as_prop=True)

@@ -50,7 +50,9 @@ class Piece:
 
 def pieces(job: Job) -> list:
     "All networks of a job, in the order in which they are trained"
-    m, done = job.method, is_finished(job.folder, FILES) and not job.again
+    m, there = job.method, is_finished(job.folder, FILES)
+    done = there and not job.again
+    if (m.parts or m.chain) and not there: job = replace(job, again=False)   # it goes on with what is there
     if m.parts and not done: return [p for name, seed in m.networks(job.seed) for p in pieces(job.of(name, seed=seed))]
     if m.chain and not done: return _chain_pieces(job)
     return [*([] if done else _helpers(job)), Piece("attributes", job, str(job.folder), done)]

@@ -241,7 +241,7 @@ def _run_elsewhere(card, jobs, executor, planned, retries):
     if card.hours is not None: away.sort(key=lambda i: -card.hours[i])
     asked = [requests(None if planned is None else planned.rows.iloc[i]) for i in away]
     names, found = [_name(jobs[i]) for i in away], {}
-    for i in away: begin_anew(jobs[i]) if jobs[i].again else None
+    for folder in (jobs[i].folder for i in away if jobs[i].again): begin_anew(folder)
     for name in names: card.begin(name)
     before = time.perf_counter()
     for k, _ in submitted(run_job, [replace(jobs[i], again=False) for i in away], executor, Path(jobs[0].out), names, asked, retries):

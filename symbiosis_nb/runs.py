@@ -34,7 +34,7 @@ def run_job(job: Job) -> Run:
     check_beside(job.table, job.method, job.parsing)
     folder = job.folder
     if process_rank()[0] > 0: return _train_along(job, folder)
-    if job.again: begin_anew(job)
+    if job.again: begin_anew(folder)
     with folder_lock(folder, done="done.json" if is_finished(folder, FILES) else ""):
         news = "read" if is_finished(folder, FILES) else _make(job, folder)
     r = Run(folder, job.called or job.method.name, news)
@@ -58,19 +58,19 @@ def _make(job, folder) -> str:
     combine(replace(job, again=False), folder, run_job)
     return news
 
-def begin_anew(job: Job):
+def begin_anew(folder: Path):
     "Empty the folder of a finished run, after those of the networks that it is made of, so that all are trained again; what was begun and stopped stays, and goes on"
-    with folder_lock(job.folder):
-        if not (job.folder/"done.json").exists(): return
-        for name in _networks_of(job.folder):
-            with folder_lock(job.folder.with_name(name)): _empty(job.folder.with_name(name))
-        _empty(job.folder)
+    with folder_lock(folder):
+        if not (folder/"done.json").exists(): return
+        for network in _made_of(folder): begin_anew(network)
+        _empty(folder)
 
-def _networks_of(folder):
-    "Names of the runs that a combination is made of; of a damaged one nothing is known, and it is put together anew from what is there"
+def _made_of(folder):
+    "Folders of the runs that a combination is made of; of a damaged one nothing is known, and it is put together anew from what is there"
     try: done = read_json(folder/"done.json")
     except DataError: return []
-    return dict.fromkeys([*done.get("made_of", ()), *done.get("parts", ()), *done.get("networks", {}).values()])
+    names = dict.fromkeys([*done.get("made_of", ()), *done.get("parts", ()), *done.get("networks", {}).values()])
+    return [f for f in map(folder.with_name, names) if f.is_dir()]
 
 def _empty(folder):
     "Remove what a run left, but for the lock that is being held"

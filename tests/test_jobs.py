@@ -1,4 +1,5 @@
 "A run is what decided its numbers, and says what it did: names, news, cost, checkpoints, and a process left as it was found."
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +20,7 @@ from symbiosis_nb.methods import METHODS, Method, get_method, register
 from symbiosis_nb.models.pooling import AvgPool
 from symbiosis_nb.needs.base import NEEDS, Need, register_need
 from symbiosis_nb.recipes import fine_tuning, poly
-from symbiosis_nb.runs import run
+from symbiosis_nb.runs import begin_anew, run
 
 torch.set_num_threads(1)
 
@@ -137,6 +138,15 @@ def test_a_combination_that_is_asked_for_again_trains_each_network_once(smoke, m
             with pytest.raises(KeyboardInterrupt): smoke(method, again=True)
         room[0] = rooms[-1]; r = smoke(method, again=rooms[0] > 0)   # gone on with in other words
         assert trained == once and r.news in ("averaged", "gathered from its networks")
+
+
+def test_a_network_that_was_stopped_goes_on_when_its_combination_is_asked_for_again(smoke):
+    "Emptied with the finished ones it lost its epochs; a folder that is gone is not made, empty"
+    whole = smoke("avg_pool_twice", epochs=4)
+    stopped, gone = (whole.folder.with_name(n) for n in whole.done["parts"])
+    (stopped/"done.json").unlink(); (stopped/"checkpoint.pt").write_text("its epochs"); shutil.rmtree(gone)
+    begin_anew(whole.folder)
+    assert (stopped/"checkpoint.pt").exists() and not gone.exists() and not (whole.folder/"done.json").exists()
 
 
 @pytest.mark.parametrize("method", ["avg_pool", "avg_pool_twice"])

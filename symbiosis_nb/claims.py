@@ -19,6 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import metrics as M, plot, published, stats
+from .computed import kept_replicates
 from .core import DataError, atomic_write
 from .jobs import otherwise
 from .methods import METHODS, find_method
@@ -38,10 +39,10 @@ class Scored:
         replicates: int = 1000,
         runs: dict | None = None,  # row -> the runs behind it, for what they did differently from the papers
         data: str = "",         # name of the set
-        drawn: dict | None = None,  # (row, seed, metric) -> replicates (R, NA) that are there already
+        by: dict | None = None, # (row, seed) -> the run that predicted it: its replicates are kept beside it
     ):
         self.predictions, self.attributes, self.data = predictions, tuple(attributes), data
-        self.runs, self.drawn, self.cache = runs or {}, drawn or {}, {}
+        self.runs, self.by, self.cache = runs or {}, by or {}, {}
         n = len(next(iter(predictions.values()))[0])
         self.weights = stats.cluster_weights(identity, n, replicates, draw)
 
@@ -52,7 +53,7 @@ class Scored:
         "(row, seed) -> values (NA,), replicates (R, NA) of a metric in `report.HEADLINE`"
         if metric not in self.cache:
             f = HEADLINE[metric]
-            again = lambda k, p: self.drawn[(*k, metric)] if (*k, metric) in self.drawn else stats.bootstrap(f, *p, self.weights)
+            again = lambda k, p: kept_replicates(self.by[k], f, self.weights) if k in self.by else stats.bootstrap(f, *p, self.weights)
             self.cache[metric] = {k: (f(*p), again(k, p)) for k, p in self.predictions.items()}
         return self.cache[metric]
 
@@ -92,10 +93,10 @@ def scored_card(
 ) -> Scored:
     "`Scored` of a card's runs"
     runs, called = card.fine_tuned if fine_tuned else card.runs, lambda m: (names or {}).get(m, m)
-    predictions = {(called(r.method), r.config["seed"]): r.predictions() for r in runs}
+    by = {(called(r.method), r.config["seed"]): r for r in runs}
     behind = {called(m): [r for r in runs if r.method == m] for m in dict.fromkeys(r.method for r in runs)}
-    drawn = {} if draw or fine_tuned else {(called(m), *rest): d for (m, *rest), d in card.each.items()}
-    return Scored(predictions, card.table.names, card.runs[0].clusters, draw, card.replicates, behind, card.table.name, drawn)
+    return Scored({key: r.predictions() for key, r in by.items()}, card.table.names, card.runs[0].clusters, draw, card.replicates,
+                  behind, card.table.name, by)
 
 # %% ../nbs/52_claims.ipynb #b45eafa2
 def scored_runs(
@@ -109,8 +110,9 @@ def scored_runs(
     check_pictures([r for _, r in every])
     if twice := [f"{name} (seed {seed})" for (name, seed), n in Counter(key for key, _ in every).items() if n > 1]:
         raise DataError(f"one row, one run a seed: twice there is {', '.join(twice)}")
-    first, predictions = every[0][1], {key: r.predictions() for key, r in every}
-    return Scored(predictions, first.config["attributes"], first.clusters, draw, replicates, rows, data or first.config["data"])
+    first, by = every[0][1], dict(every)
+    return Scored({key: r.predictions() for key, r in every}, first.config["attributes"], first.clusters, draw, replicates,
+                  rows, data or first.config["data"], by)
 
 # %% ../nbs/52_claims.ipynb #9af9a831
 AS_EQUAL = {"symbiosis-01": ("naive", "avg_pool"),   # 0.01 points apart

@@ -19,14 +19,15 @@ import pandas as pd
 from fastcore.basics import patch
 
 from . import metrics as M, plot, published, stats
+from .card import Card
 from .computed import kept_replicates
 from .core import DataError, atomic_write
 from .jobs import otherwise
 from .methods import METHODS, find_method
 from .published import PAPERS
 from .kept import check_pictures, check_rows, kept_runs, settings_of
-from .report import HEADLINE, Card, markdown, points, span
 from .stats import Mean
+from .wording import HEADLINE, markdown, points, span
 
 # %% ../nbs/52_claims.ipynb #e38f0928
 class Scored:
@@ -50,7 +51,7 @@ class Scored:
     def rows(self) -> list: return list(dict.fromkeys(name for name, _ in self.predictions))
 
     def each(self, metric: str) -> dict:
-        "(row, seed) -> values (NA,), replicates (R, NA) of a metric in `report.HEADLINE`"
+        "(row, seed) -> values (NA,), replicates (R, NA) of a metric in `wording.HEADLINE`"
         if metric not in self.cache:
             f = HEADLINE[metric]
             again = lambda k, p: kept_replicates(self.by[k], f, self.weights) if k in self.by else stats.bootstrap(f, *p, self.weights)

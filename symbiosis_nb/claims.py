@@ -426,20 +426,21 @@ def kept_difference(
     metrics=("accuracy", "AP"),
     only: tuple = (),     # settings that may differ (`kept.settings_of`); rows that differ in more are left out, and named. Empty: whatever differs
 ) -> str:                 # Markdown
-    "The runs of one kept report less those of another, method by method, points, with intervals over people and the seeds that both have"
+    "The runs of one kept report less those of another, method by method, points, with intervals over people and the seeds that both have; raises `DataError` where no row can be compared"
     of = []
     for folder in (first, second):
         of.append({}); runs = kept_runs(folder); check_rows(runs)
         for r in runs: of[-1].setdefault(r.method, []).append(r)
     common = [m for m in of[0] if m in of[1] and not getattr(find_method(m), "same_as", "")]
     more = {m: {k for k, _ in settings_of(of[0][m][0]).items() ^ settings_of(of[1][m][0]).items()} - set(only) for m in common if only}
+    titled = lambda m: getattr(find_method(m), "title", m)
+    left_out = "; ".join(f"{titled(m)} ({', '.join(sorted(d))})" for m, d in more.items() if d)
     common = [m for m in common if not more.get(m)]
+    if not common: raise DataError(f"{first} and {second} have no rows to compare: " + (f"more differs in {left_out}" if left_out else "no method is in both"))
     scored = scored_runs({(m, i): runs[m] for i, runs in enumerate(of) for m in common})
     found = {metric: scored(metric) for metric in metrics}
     gap = lambda means, m: (means[m, 0] - means[m, 1]).summary()
     rows = {m: {metric: f"{points(d['difference'])} {span(d['low'], d['high'])}" for metric, means in found.items() if (d := gap(means, m))} for m in common}
-    titled = lambda m: getattr(find_method(m), "title", m)
-    left_out = "; ".join(f"{titled(m)} ({', '.join(sorted(d))})" for m, d in more.items() if d)
     return markdown(pd.DataFrame(rows).T.rename(titled).rename_axis("method")) + (f"\n\nNot compared, since more differs: {left_out}." if left_out else "")
 
 # %% ../nbs/52_claims.ipynb #fbba27c4

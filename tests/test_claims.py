@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symbiosis_nb import metrics, plot, published, stats
+from symbiosis_nb import claims, metrics, plot, published, stats
 from symbiosis_nb.claims import (AS_EQUAL, NEEDS, NOT_TESTED, Ledger, Scored, cannot_ask, claims_across, coverage, judge, kept_difference, kept_ledger, ledger_counts, order_of,
                                  run_differs)
 from helpers import picture_table
+from symbiosis_nb.core import DataError
 from symbiosis_nb.jobs import departures, make_job
 from symbiosis_nb.kept import kept_runs
 from symbiosis_nb.methods import PSE_SE, get_method
@@ -276,12 +277,17 @@ def test_where_a_difference_stands_is_asked_before_it_is_rounded():
     assert [line.get_color() for line in bars.axes[0].lines[1::2]] == ["black", "0.55", "0.55"]
 
 
-def test_rows_that_differ_in_more_are_named_and_left_out():
-    "Epochs are compared, and general-to-specific's first step had another rate in four epochs: its code differs"
-    reports = ROOT/"reports"
-    shown = kept_difference(reports/"lfwa_official", reports/"lfwa_short_official", only=("recipe epochs",))
-    table, _, rest = shown.partition("Not compared, since more differs: ")
+def test_rows_that_differ_in_more_are_named_and_left_out(monkeypatch):
+    "Epochs are compared; of what other code trained, or at another size, nothing is said"
+    kept = {n: kept_runs(ROOT/"reports"/n) for n in ("lfwa_official", "lfwa_short_official")}
+    for r in kept["lfwa_short_official"]: r.config |= dict(code="another") if r.method == "g2s_1" else {}
+    monkeypatch.setattr(claims, "kept_runs", lambda folder: [r for r in kept[folder] if r.method in ("ssp", "g2s_1", "avg_pool")])
+    table, _, rest = kept_difference(*kept, only=("recipe epochs",)).partition("Not compared, since more differs: ")
     assert "| SSP |" in table and "G2S" not in table and "G2S, step 1 (code)" in rest
+    with pytest.raises(DataError, match=r"no rows to compare: more differs in Avg\. pooling \(recipe epochs\)"): kept_difference(*kept, only=("data",))
+    kept["lfwa_official"] = [r for r in kept["lfwa_official"] if r.method == "sa"]; kept["lfwa_short_official"] = kept["lfwa_short_official"][:3]
+    monkeypatch.setattr(claims, "kept_runs", kept.get)
+    with pytest.raises(DataError, match="no method is in both"): kept_difference(*kept)
 
 
 def test_what_no_picture_decides_is_cost(tmp_path):

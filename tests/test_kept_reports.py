@@ -26,8 +26,8 @@ def test_scores_can_be_computed_again(folder):
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda p: f"{p.parents[1].name}-{p.name}")
 def test_no_weights_are_beside(folder):
-    there = {p.name for p in folder.iterdir()}
-    assert there - {"readings"} == {"config.json", "done.json", "log.csv", "scores.parquet", "predictions.npz"}
+    there = {p.name for p in folder.iterdir()}   # `computed` is what findings computed here; git ignores it
+    assert there - {"readings", "computed"} == {"config.json", "done.json", "log.csv", "scores.parquet", "predictions.npz"}
     assert all(p.suffix == ".npz" and p.stat().st_size < 3_000_000 for p in folder.glob("readings/*"))   # numbers, and names of regions
     for file in folder.glob("readings/*.npz"):
         words = {w for v in Run(folder).arrays_of(f"readings/{file.stem}").values() if v.dtype.kind in "USO" for w in v.ravel()}

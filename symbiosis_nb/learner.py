@@ -133,7 +133,7 @@ class ResumableLearner(Learner):
     def fit(self, *args, **kwargs):
         try: return super().fit(*args, **kwargs)
         except KeyboardInterrupt: raise Stopped(f"stopped in epoch {self.epoch + 1} of {self.n_epoch}") from None
-        finally: self._tell("end")
+        finally: self._tell("end"); self.first_epoch = 0   # what a checkpoint skipped is of that fit alone
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if self.validates or dl is not None: return super()._do_epoch_validate(ds_idx, dl)
@@ -209,7 +209,8 @@ def tta(self: ResumableLearner, ds_idx: int = 1, **kwargs):
     dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
     if dl.n_inp > 1: raise ValueError("masks and further pictures would have to be mirrored too: use get_preds")
     order = next((f.order for f in dl.fields if f.kind == "target" and f.order), slice(None))
-    both = lambda x: torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).sigmoid()[:, order])/2, 1e-7)
+    sure = lambda x: self.model(x).float().sigmoid()   # whatever the network is asked in
+    both = lambda x: torch.logit((sure(x) + sure(x.flip(-1))[:, order])/2, 1e-7)
     logits, targets = predict(_As(self.model, both), dl, self.precision)
     return torch.tensor(logits).sigmoid(), torch.tensor(targets)
 

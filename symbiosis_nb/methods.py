@@ -24,7 +24,7 @@ from .models.abstraction import AbstractionNet, DualPath, PhotoNet
 from .models.backbones import Backbone, backbone
 from .models.controls import GridSSP, NormedAvgPool, TemplateSSP, UnparsedSA
 from .models.gating import SSGNet
-from .models.ladder import BLAN
+from .models.ladder import BLAN, fusion_rate
 from .models.pooling import AvgPool, BBoxNet, NaiveNet, SPPNet, SSPNet
 from .models.position import GroupNet, PSENet
 from .models.specific import JointNet
@@ -263,7 +263,10 @@ def _as_they_are(config):
 
 def _hardly_fused(config):
     "BLAN whose fusion weights stay where they begin (blan, 8.1)"
-    recipe, rate = config["profile"]["recipe"], config.get("options", {}).get("fusion_lr", 1e-4)
+    recipe, options = config["profile"]["recipe"], config.get("options", {})
+    if options.get("fusion") is False: return ""
+    rate = options.get("fusion_lr", 1e-4)
+    if said := options.get("iterations"): rate = fusion_rate(said, rate)
     steps = recipe.get("iterations") or recipe["epochs"]*batches(config["counts"]["train"], recipe["bs"])
     if rate*steps >= 1: return ""   # the paper's: 5
     return f"Scores are fused by little more than their mean: the weights learn at {rate:g}, the paper's rate for some 50,000 steps, in {steps:,}."

@@ -232,6 +232,8 @@ def test_a_row_says_what_no_setting_tells(tmp_path):
     assert "in 2,346" in hardly and "little more than their mean" in hardly
     assert "their mean" not in says("blan", "CelebA (aligned)", iterations=50_000, options=dict(fusion_lr=1e-4))
     assert "their mean" not in says("blan", "CelebA (aligned)", iterations=2_346, options=dict(fusion_lr=1e-2))
+    assert "their mean" not in says("blan", "CelebA (aligned)", iterations=2_346, options=dict(iterations=2_346))   # its rate is scaled
+    assert "their mean" not in says("blan", "CelebA (aligned)", iterations=2_346, options=dict(features="encoder", lmim=False, fusion=False))
 
 
 def test_a_length_has_the_unit_that_it_was_given(tmp_path):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastai.callback.core import Callback
 from helpers import picture_table
 from symbiosis_nb import metrics as M
+from symbiosis_nb.callbacks import Checkpoint
 from symbiosis_nb.core import seed_everything
 from symbiosis_nb.data.loaders import Augment, Field, attribute_dls
 from symbiosis_nb.data.pixels import pixel_store
@@ -145,3 +147,29 @@ def test_a_learner_shows_no_training_part_as_validation(table):
     with pytest.raises(ValueError, match="held_out"): attribute_learner(dls, model(), patience=2)
     split = attribute_learner(attribute_dls(table, [Field("image", pixel_store(table.paths, (40, 32)))], bs=16, augment=None), model())
     quiet(split, lambda: split.fit(1)); assert len(split.recorder.values[0]) == 5
+
+
+def test_a_learner_that_went_on_trains_whole_the_next_time(table, tmp_path):
+    def learner():
+        dls = attribute_dls(table, [Field("image", pixel_store(table, (16, 16), root=tmp_path/"stores"))], 8)
+        return attribute_learner(dls, AvgPool(backbone("small", .25), len(table.names)), precision="float32", path=tmp_path)
+    class Count(Callback):
+        n = 0
+        def before_epoch(self): self.n += 1
+    with learner().no_bar() as learn: learn.fit(2, cbs=Checkpoint(tmp_path/"checkpoint.pt"))
+    on, count = learner(), Count()
+    with on.no_bar():
+        on.fit(3, cbs=[Checkpoint(tmp_path/"checkpoint.pt"), went_on := Count()])
+        on.fit_one_cycle(2, cbs=count)
+    assert (went_on.n, count.n) == (1, 2)
+
+
+def test_mirror_images_are_averaged_in_full_precision(table, tmp_path):
+    dls = attribute_dls(table, [Field("image", pixel_store(table, (16, 16), root=tmp_path/"stores"))], 8, None)
+    class Short(torch.nn.Module):
+        def __init__(self): super().__init__(); self.w = torch.nn.Parameter(torch.linspace(.1, 1, len(table.names)))
+        def forward(self, x): return (x[:, 0, 8, 1, None]*self.w).bfloat16()
+    learn = attribute_learner(dls, Short(), precision="float32")
+    x = dls.valid.new(shuffle=False, drop_last=False).one_batch()[0]
+    with torch.no_grad(): said = [learn.model(v).float().sigmoid() for v in (x, x.flip(-1))]
+    torch.testing.assert_close(learn.tta()[0][:len(x)], sum(said)/2, rtol=1e-5, atol=1e-6)

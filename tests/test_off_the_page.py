@@ -14,13 +14,13 @@ from torch import nn
 from helpers import picture_table
 from symbiosis_nb.campaign import run_all
 from symbiosis_nb.core import DataError, make_folder
-from symbiosis_nb.jobs import job_of, limit_table
+from symbiosis_nb.jobs import job_of, limit_table, make_job
 from symbiosis_nb.kept import Run, keep_small, named_again
 from symbiosis_nb.methods import METHODS, Method, register
 from symbiosis_nb.needs.base import Need, register_need
 from symbiosis_nb.report import Card
 from symbiosis_nb.runs import run
-from symbiosis_nb.training import start_from
+from symbiosis_nb.training import output_names, start_from
 from symbiosis_nb.vocab import AttributeVocab
 
 torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def test_a_start_for_other_attributes_leaves_outputs_behind_not_kernels(table, t
     register(Method("plain", "", "Plain", lambda b: Plain(b.n)))
     three = lambda *names: replace(table, vocab=AttributeVocab("three", names), labels=table.labels[:, :3], known=table.known[:, :3])
     first, net = smoke("plain", three("a", "b", "c"), tmp_path), Plain(3)
-    left = start_from(net, first.folder, ("a", "c", "b"))
+    left = start_from(net, first.folder, ("a", "c", "b"), outputs=output_names(make_job("plain", three("a", "c", "b"), "smoke")))
     assert {"head.weight", "head.bias"} <= set(left) and not any(k in left for k in ("trunk.2.weight", "trunk.2.bias"))
     torch.testing.assert_close(net.trunk[2].weight, first.weights()["trunk.2.weight"])
 

@@ -607,13 +607,39 @@ def test_measuring_a_precision_draws_nothing_from_the_loader(table):
     assert dl.rng.getstate() == before
 
 
+@pytest.mark.parametrize("method", ["blan", "pse_b", "dmtl", "ssp_grid", "spp_net"])
+def test_every_output_of_other_attributes_is_left_and_nothing_else(method, table, tmp_path):
+    "Rows that are no multiple of the attributes' number (BLAN's two scores, PSE's groups), and layers that happen to have as many channels"
+    from symbiosis_nb.training import build_model, output_names, start_from
+    other = lambda names: tuple(f"x {n}" for n in names)
+    groups = {g: other(members) for g, members in table.vocab.groups.items()}
+    mine = table.but(vocab=AttributeVocab("mine", other(table.names), groups))
+    first, job = run(method, table, "smoke", out=tmp_path, precision="float32", epochs=1), make_job(method, mine, "smoke")
+    before = torch.random.get_rng_state()
+    outputs = output_names(job)
+    assert (torch.random.get_rng_state() == before).all()   # nobody else's draws change
+    model = build_model(job)
+    left = start_from(model, first.folder, mine.names, outputs=outputs)
+    assert set(left) == outputs and outputs
+    per_attribute = [k for k, v in model.state_dict().items() if k.endswith("weight") and v.ndim > 1 and k in outputs]
+    assert sum(len(model.state_dict()[k]) for k in per_attribute) >= len(table.names)
+    assert not start_from(build_model(make_job(method, table, "smoke")), first.folder, table.names, outputs=outputs)   # its own are all taken
+
+
+def test_a_joint_network_gives_its_trunk_to_other_attributes(table, tmp_path):
+    first = run("g2s_1", table, "smoke", out=tmp_path, precision="float32", epochs=1)
+    mine = table.but(vocab=AttributeVocab("mine", tuple(f"x {n}" for n in table.names)))
+    assert run("g2s_1", mine, "smoke", out=tmp_path, precision="float32", epochs=1, start=first.folder).news == "trained"
+
+
 def test_outputs_are_not_taken_over_for_other_attributes(table, tmp_path):
     names = list(table.names)
     turned = table.but(vocab=AttributeVocab("turned", tuple(names[::-1])), labels=table.labels[:, ::-1], known=table.known[:, ::-1])
     first = run("avg_pool", table, "smoke", out=tmp_path, precision="float32")
     with pytest.raises(DataError, match="attributes"): run("avg_pool", turned, "smoke", out=tmp_path, precision="float32", start=first.folder, epochs=0)
-    from symbiosis_nb.training import build_model, start_from
-    left = start_from(build_model(make_job("avg_pool", turned, "smoke")), first.folder, turned.names)
+    from symbiosis_nb.training import build_model, output_names, start_from
+    job = make_job("avg_pool", turned, "smoke")
+    left = start_from(build_model(job), first.folder, turned.names, outputs=output_names(job))
     assert left and all("head" in n or "classifier" in n or "fc" in n for n in left)
 
 

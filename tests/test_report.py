@@ -13,10 +13,12 @@ from symbiosis_nb.core import DataError
 from symbiosis_nb.data.sources import synthetic_root
 from symbiosis_nb.data.synthetic import make_faces, make_parsing
 from symbiosis_nb.kept import keep_small
+from symbiosis_nb.methods import METHODS
 from symbiosis_nb.page import write_html
 from symbiosis_nb.published import golden
 from symbiosis_nb.report import Card, data_kind, own_spelling, write_tables
 from symbiosis_nb.runs import Run, run
+from symbiosis_nb.wording import learnt_from
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_a_start_brings_along_all_it_had_learnt_from(home, tmp_path):
     table = named(home)
     first = run("avg_pool", table, "smoke", out=tmp_path)
     again = run("avg_pool", table, "smoke", out=tmp_path, start=first.folder)
-    assert report.learnt_from(again)[0] == table.name and Card([again], table, 20).kind == "sample"
+    assert learnt_from(again)[0] == table.name and Card([again], table, 20).kind == "sample"
     again.config = {**again.config, "learned_from": [*again.config["learned_from"], "synthetic parsing"]}
     assert Card([again], table, 20).kind == "mixed"
 
@@ -190,8 +192,8 @@ def test_papers_spell_attributes_their_own_way():
 
 
 def test_notes_on_methods_are_shown(card, tmp_path, monkeypatch):
-    noted = report.METHODS["avg_pool"].__class__("avg_pool", "symbiosis", "Avg. pooling", note="a remark")
-    monkeypatch.setitem(report.METHODS, "avg_pool", noted)
+    noted = METHODS["avg_pool"].__class__("avg_pool", "symbiosis", "Avg. pooling", note="a remark")
+    monkeypatch.setitem(METHODS, "avg_pool", noted)
     assert card.remarks().note.tolist() == ["a remark"] and "a remark" in write_html(card, tmp_path/"r.html").read_text()
 
 
